@@ -1,0 +1,35 @@
+# make demo and make test set up .venv by themselves; a second call installs nothing.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo test style clean
+
+help:  ## list what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
+
+demo: $(VENV)/installed  ## run the whole loop on built-in images: python iterate.py
+	$(RUN) iterate.py
+
+test: $(VENV)/installed-dev  ## run the tests: pytest
+	$(RUN) -m pytest
+
+style: $(VENV)/installed-dev  ## check the style: ruff check
+	$(RUN) -m ruff check .
+
+clean:  ## remove the virtual environment
+	rm -rf $(VENV)
+
+# Debian's Python may come without ensurepip: then the environment gets its pip from the outside.
+$(RUN):
+	$(PYTHON) -m venv $(VENV) || ( \
+		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
+		$(PYTHON) -m pip install --target "$$($(RUN) -c 'import site; print(site.getsitepackages()[0])')" pip )
+
+$(VENV)/installed: requirements.txt | $(RUN)
+	$(RUN) -m pip install --no-cache-dir -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt requirements.txt | $(RUN)
+	$(RUN) -m pip install --no-cache-dir -r requirements-dev.txt
+	touch $@ $(VENV)/installed

@@ -1,0 +1,89 @@
+"""RandAugment's speed side by side with torchvision's and timm's, in images per second.
+
+    OMP_NUM_THREADS=1 python benchmarks/augment.py [--rounds 15]
+
+One process, one thread, two operations per image, contestants interleaved, medians over the rounds.
+Ours takes a uint8 batch; the others take one image at a time, which the benchmark holds ready in
+the form they want (a PIL image or a uint8 tensor), so no conversion is counted for anybody.
+All run at the same strength: magnitude 9 here is 27 of torchvision's 30 and 9 of timm's 10.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from torchvision import transforms
+from torchvision.transforms import v2
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from augment import EMPTY, RandAugment, example_image
+
+GREY = [EMPTY] * 3
+
+
+def example_batch(count: int, size: int) -> torch.Tensor:
+    """Different pictures: uint8 (count, 3, size, size)."""
+    pixels = torch.frombuffer(bytearray(example_image(size).tobytes()), dtype=torch.uint8)
+    picture = pixels.view(size, size, 3).permute(2, 0, 1).float()
+    generator = torch.Generator().manual_seed(0)
+    gain = torch.rand(count, 3, 1, 1, generator=generator)
+    grain = 10 * torch.randn(count, 3, size, size, generator=generator)
+    return (picture * gain + grain).clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def contestants(count: int, size: int) -> dict[str, Callable]:
+    """What is timed: each callable augments `count` images of size x size pixels once."""
+    batch = example_batch(count, size)
+    pil = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in batch]
+    torchvision_v1 = transforms.RandAugment(2, 27, 31, fill=GREY)
+    torchvision_v2 = v2.RandAugment(2, 27, 31, fill=GREY)
+    options = {"translate_const": size // 3, "img_mean": tuple(GREY)}
+    timm = rand_augment_transform("rand-m9-n2-p1.0", options)  # p1.0: no operation is skipped
+    ours, generator = RandAugment(2, 9), torch.Generator().manual_seed(0)
+    return {
+        "augment.py": lambda: ours(batch, generator),
+        "torchvision transforms, PIL": lambda: [torchvision_v1(image) for image in pil],
+        "torchvision transforms, tensor": lambda: [torchvision_v1(image) for image in batch],
+        "torchvision v2, PIL": lambda: [torchvision_v2(image) for image in pil],
+        "torchvision v2, tensor": lambda: [torchvision_v2(image) for image in batch],
+        "timm, PIL": lambda: [timm(image) for image in pil],
+    }
+
+
+def measure(count: int, size: int, rounds: int) -> dict[str, float]:
+    """Median images per second of every contestant; the first round warms up."""
+    timed = contestants(count, size)
+    seconds = {name: [] for name in timed}
+    for _ in range(rounds + 1):
+        for name, augment in timed.items():
+            start = time.perf_counter()
+            augment()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: count / statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="RandAugment against torchvision and timm.")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds; medians are shown")
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    print("| RandAugment, 2 operations, images/s | " + "32x32, batch 512 | 224x224, batch 64 |")
+    print("|---|---|---|")
+    speeds = [measure(512, 32, rounds), measure(64, 224, rounds)]
+    for name in speeds[0]:
+        print(f"| {name} | " + " | ".join(f"{speed[name]:,.0f}" for speed in speeds) + " |")
+    ratios = [
+        speed["augment.py"] / max(other for name, other in speed.items() if name != "augment.py")
+        for speed in speeds
+    ]
+    print("| ours / the fastest other | " + " | ".join(f"{ratio:.2f}x" for ratio in ratios) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The one place that knows about devices: CPU, CUDA, Apple's MPS, and XLA (TPU or CPU).
+
+Everything else asks five things of it: which device (`choose`), bring a host batch there (`place`),
+in which precision to compute (`autocast`), end of a step (`finish_step`), and bring a result back
+(`Tensor.cpu()` works everywhere). XLA is used as SPMD: one process, a mesh over all its devices,
+every batch split along its first axis, and the gradients summed by the compiler.
+"""
+
+import contextlib
+import functools
+import os
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NAMES = ("auto", "cpu", "cuda", "mps", "xla")
+
+
+def choose(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" is CUDA if there is one, else MPS, else the CPU.
+
+    XLA must be asked for, except on a TPU host (PJRT_DEVICE=TPU). It is started here, because
+    autograd fails when the XLA client starts after the process's first backward pass.
+
+    Raises ValueError when the device is not there.
+    """
+    if name == "auto":
+        if os.environ.get("PJRT_DEVICE") == "TPU":
+            name = "xla"
+        elif torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda is not there: PyTorch finds no CUDA GPU; use --device auto")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device mps is not there: it needs a Mac; use --device auto")
+    if name == "xla":
+        try:
+            import torch_xla
+            import torch_xla.runtime
+        except ImportError as error:
+            raise ValueError(
+                f"device xla is not there: torch_xla cannot be imported ({error}); "
+                "install it or use --device auto"
+            ) from None
+        torch_xla.runtime.use_spmd()
+        return torch_xla.device()
+    if name not in NAMES:
+        raise ValueError(f"unknown device {name!r}: use one of {', '.join(NAMES)}")
+    return torch.device(name)
+
+
+@functools.cache
+def _mesh():
+    """All devices of this host in one row named "data"."""
+    import torch_xla.distributed.spmd as spmd
+    import torch_xla.runtime
+
+    count = torch_xla.runtime.global_runtime_device_count()
+    return spmd.Mesh(np.arange(count), (count,), ("data",))
+
+
+def place(batch: Tensor, device: torch.device) -> Tensor:
+    """A host batch (N, ...) on the device; on XLA with several devices its rows are shared out."""
+    if device.type == "cuda":
+        return batch.pin_memory().to(device, non_blocking=True)
+    batch = batch.to(device)
+    if device.type == "xla" and _mesh().size() > 1:
+        import torch_xla.distributed.spmd as spmd
+
+        spmd.mark_sharding(batch, _mesh(), ("data",) + (None,) * (batch.dim() - 1))
+    return batch
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Mixed precision for "bfloat16" (weights stay float32), nothing for "float32"."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def finish_step(device: torch.device) -> None:
+    """End of a step: XLA compiles and runs what was recorded; other devices have run it already."""
+    if device.type == "xla":
+        import torch_xla
+
+        torch_xla.sync()

@@ -1,0 +1,418 @@
+"""Noisy Student Training from end to end (Algorithm 1): the loop, and the report on it.
+
+    teacher  <- train on labelled images
+    repeat:
+        pseudo labels <- the clean teacher on the unlabelled pool, filtered and balanced
+        student       <- train on labelled and pseudo-labelled images, noised, equal or larger
+        teacher       <- student
+
+    python iterate.py                                      built-in images, a few minutes on a CPU
+    python iterate.py --plan cifar10                       CIFAR-10 with 4,000 labels, on a GPU
+    python iterate.py --labeled DIR --unlabeled DIR --test DIR --arch b0
+    python iterate.py --train DIR --labels-per-class 400 --val-per-class 500 --test DIR
+
+The run directory holds config.json, log.jsonl, a checkpoint and the pseudo labels of each
+generation, report.json and report.png. The same command again continues where it stopped.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+import data
+import device as devices
+import model
+import pseudo_label
+import train
+from data import InputError, Splits
+from train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One model of the loop, and how its pseudo labels are chosen (a teacher has none)."""
+
+    name: str
+    config: TrainConfig
+    threshold: float = 0.3  # of confidence, section 3.1
+    per_class: int = 130_000  # images of each class after balancing, section 3.1
+
+
+# What the small plans change, and why: a few hundred or thousand labels are seen hundreds of times
+# in minutes instead of days, so Adam's step replaces RMSProp's (which needs a warm-up of many
+# epochs), a cosine to zero the decay by 0.97, and the averages are over shorter spans.
+SMALL = TrainConfig(
+    image_size=32, rand_augment_magnitude=5, optimizer="adamw", weight_decay=0.02,
+    schedule="cosine",
+)
+DEMO = replace(
+    SMALL, arch="0.25x0.5", dropout=0.2, batch_size=64, unlabeled_ratio=2, learning_rate=0.04,
+    ema_decay=0.98, epochs=100, evaluate_epochs=20,
+)
+CIFAR_CPU = replace(
+    SMALL, arch="0.35x0.5", dropout=0.2, batch_size=64, unlabeled_ratio=3, learning_rate=0.012,
+    ema_decay=0.995, epochs=60, evaluate_epochs=5,
+)
+CIFAR = replace(
+    SMALL, arch="b0", small_images=True, dropout=0.2, batch_size=128, unlabeled_ratio=7,
+    learning_rate=0.004, ema_decay=0.999, epochs=300, evaluate_epochs=25, precision="bfloat16",
+)
+PAPER = TrainConfig()  # B7 on ImageNet
+L2 = replace(PAPER, arch="l2", image_size=475, unlabeled_ratio=14)
+
+PLANS: dict[str, tuple[Generation, ...]] = {
+    "demo": (
+        Generation("teacher", DEMO),
+        Generation("student 1", DEMO, per_class=800),
+        Generation("student 2", replace(DEMO, arch="0.35x0.6"), per_class=800),
+    ),
+    "cifar10-cpu": (
+        Generation("teacher", CIFAR_CPU),
+        Generation("student 1", CIFAR_CPU, per_class=4100),
+    ),
+    "cifar10": (
+        Generation("teacher", CIFAR),
+        Generation("student 1", CIFAR, per_class=4100),
+        Generation("student 2", CIFAR, per_class=4100),
+    ),
+    # Table 7: B7, then L2 three times, the last with twice the unlabelled images in a batch.
+    "paper": (
+        Generation("teacher", PAPER),
+        Generation("student 1", L2),
+        Generation("student 2", L2),
+        Generation("student 3", replace(L2, unlabeled_ratio=28)),
+    ),
+}
+
+
+def check_sizes(generations: tuple[Generation, ...], classes: int) -> list[int]:
+    """Parameters of each generation; InputError if a student is smaller than its teacher."""
+    sizes = []
+    for generation in generations:
+        with torch.device("meta"):
+            sizes.append(model.count_parameters(train.build_model(generation.config, classes)))
+    for number in range(1, len(sizes)):
+        if sizes[number] < sizes[number - 1]:
+            raise InputError(
+                f"{generations[number].name} ({generations[number].config.arch}, {sizes[number]:,} "
+                f"parameters) is smaller than its teacher ({generations[number - 1].config.arch}, "
+                f"{sizes[number - 1]:,}): the method wants it equal or larger; choose a larger "
+                "--arch, or pass --allow-smaller-student"
+            )
+    return sizes
+
+
+def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
+            device: torch.device, *, filter_pool: bool = True, balance: bool = True,
+            labels_only: bool = True, workers: int = 2) -> dict:
+    """Run Algorithm 1 and return the report; what is complete in `out` already is not run again.
+
+    Args:
+        generations: the teacher and its students, in order.
+        filter_pool, balance: False leaves that step of section 3.1 out.
+        labels_only: also train each student's architecture on the labels alone, so that the gain
+            of the method and the gain of a larger model can be told apart.
+    """
+    log, options = out / "log.jsonl", {"device": device, "workers": workers}
+    checkpoints, rows, alone = [], [], {}
+    for number, generation in enumerate(generations):
+        config, name = generation.config, generation.name
+        row = {"name": name, "arch": config.arch, "unlabeled": None, "pseudo_label_top1": None}
+        if number == 0:  # Algorithm 1, step 1
+            alone[config.arch] = checkpoint = train.train(
+                replace(config, unlabeled_ratio=0), splits.labeled, splits.validation,
+                out=out / "teacher.pt", log=log, name=name, **options,
+            )
+        else:
+            # Steps 2 and 4: the last model is the teacher.
+            # paper: B0 chooses the images once, later teachers only label them again; here: every
+            # teacher chooses, since labelling a small pool costs seconds and the later ones are
+            # better at it.
+            teacher, _ = train.load_checkpoint(checkpoint, device)
+            labels = pseudo_label.label(
+                teacher, splits.unlabeled, out / f"{name.replace(' ', '-')}-labels",
+                image_size=config.image_size, kind=config.pseudo_labels,
+                threshold=generation.threshold if filter_pool else 0.0,
+                per_class=generation.per_class, balance=balance, seed=config.seed,
+                progress=f"{name}: labelling", **options,
+            )
+            row |= {"unlabeled": labels.counts, "pseudo_label_top1": labels.top1}
+            # Step 3, the joint loss.
+            checkpoint = train.train(
+                config, splits.labeled, splits.validation,
+                splits.unlabeled.subset(torch.tensor(labels.index)), labels.targets,
+                out=out / f"{name.replace(' ', '-')}.pt", log=log, name=name, **options,
+            )
+        if labels_only and config.arch not in alone:
+            alone[config.arch] = train.train(
+                replace(generations[0].config, arch=config.arch, unlabeled_ratio=0),
+                splits.labeled, splits.validation, out=out / f"labels-only-{config.arch}.pt",
+                log=log, name=f"labels only, {config.arch}", **options,
+            )
+        checkpoints.append(checkpoint)
+        rows.append(row)
+
+    # Every choice is made: only now is the test set read.
+    def test(checkpoint: Path, image_size: int) -> tuple[float, dict, int]:
+        network, meta = train.load_checkpoint(checkpoint, device)
+        accuracy = train.top1(network, splits.test, image_size, **options)
+        return accuracy, meta, model.count_parameters(network)
+
+    for number, (generation, row) in enumerate(zip(generations, rows, strict=True)):
+        arch, size = generation.config.arch, generation.config.image_size
+        row["test_top1"], meta, row["parameters"] = test(checkpoints[number], size)
+        row["val_top1"] = meta["val_top1"]
+        row["labels_only_test_top1"] = None
+        if number > 0 and arch in alone:
+            row["labels_only_test_top1"] = test(alone[arch], size)[0]
+    return {"seed": generations[0].config.seed, "notes": splits.notes, "generations": rows}
+
+
+# ------------------------------------------------------------------ the report
+
+
+def table(report: dict) -> str:
+    """The report for a terminal, one line a generation; accuracies in percent."""
+    def number(value: float | None, form: str = ".2f") -> str:
+        return "-" if value is None else format(value, form)
+
+    head = ("generation", "model", "parameters", "pool", "confident", "unique", "balanced",
+            "pseudo-label top-1", "val top-1", "test top-1", "labels only")
+    lines = [head]
+    for row in report["generations"]:
+        counts = row["unlabeled"] or {}
+        lines.append((
+            row["name"], row["arch"], f"{row['parameters']:,}",
+            *(number(counts.get(key), ",d") for key in ("pool", "confident", "unique", "balanced")),
+            number(row["pseudo_label_top1"]), number(row["val_top1"]), number(row["test_top1"]),
+            number(row["labels_only_test_top1"]),
+        ))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
+                  for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines
+    )
+
+
+def picture(report: dict, splits: Splits, folders: list[Path], path: Path) -> None:
+    """report.png: accuracy by generation, the balancing, and images with their pseudo labels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows, classes = report["generations"], splits.labeled.classes
+    figure = plt.figure(figsize=(13, 9.5), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.35))
+    accuracy, balance = upper.subplots(1, 2)
+
+    names = [f"{row['name']}\n{row['arch']}" for row in rows]
+    accuracy.plot(names, [row["test_top1"] for row in rows], "o-", label="test")
+    accuracy.plot(names, [row["val_top1"] for row in rows], "s--", label="validation", alpha=0.6)
+    alone = [row["labels_only_test_top1"] for row in rows]
+    accuracy.plot(names, [float("nan") if value is None else value for value in alone], "x",
+                  markersize=9, color="gray", label="same model, labels only (test)")
+    for name, row in zip(names, rows, strict=True):
+        accuracy.annotate(f"{row['test_top1']:.1f}", (name, row["test_top1"]), (0, 8),
+                          textcoords="offset points", ha="center")
+    accuracy.margins(y=0.2)
+    accuracy.set(title="Accuracy by generation", ylabel="top-1 (%)")
+    accuracy.legend()
+
+    labels = pseudo_label.read_labels(folders[-1])
+    before, after = labels.per_class["pool"], labels.per_class["balanced"]
+    if len(classes) <= 30:
+        place = range(len(classes))
+        balance.bar([x - 0.2 for x in place], before, 0.4, label="pool, as the teacher labels it")
+        balance.bar([x + 0.2 for x in place], after, 0.4, label="after filter and balance")
+        balance.set_xticks(place, classes, rotation=45, ha="right")
+    else:  # more classes than fit as bars: from the most to the least frequent
+        balance.plot(sorted(before, reverse=True), label="pool, as the teacher labels it")
+        balance.plot(sorted(after, reverse=True), label="after filter and balance")
+        balance.set_xlabel("classes, by frequency")
+    balance.set(title="Images of each class for the last student", ylabel="images")
+    balance.legend()
+
+    lower.suptitle(
+        "Pseudo labels of the last student (teacher's class and confidence; red: wrong)"
+    )
+    chosen = torch.tensor(labels.index).unique()
+    shown = chosen[torch.linspace(0, len(chosen) - 1, min(40, len(chosen))).long()]
+    size = splits.unlabeled.pixels.shape[-1] if splits.unlabeled.pixels is not None else 160
+    images = next(data.read_batches(splits.unlabeled, [shown], size, train=False))
+    first = {int(image): row for row, image in reversed(list(enumerate(labels.index)))}
+    for axes, image, position in zip(
+        lower.subplots(4, 10).flat, images, shown.tolist(), strict=False
+    ):
+        target = labels.targets[first[position]]
+        truth, guess = int(splits.unlabeled.labels[position]), int(target.argmax())
+        wrong = truth != data.UNKNOWN and truth != guess
+        axes.imshow(image.permute(1, 2, 0).numpy())
+        axes.set_title(f"{classes[guess]} {float(target.max()):.2f}", fontsize=8,
+                       color="red" if wrong else "black")
+    for axes in lower.axes:
+        axes.axis("off")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------ command line
+
+
+def read_splits(arguments: argparse.Namespace, plan: str, image_size: int) -> Splits:
+    """The images that the command line asks for."""
+    if arguments.train:
+        if not arguments.test or arguments.labels_per_class is None:
+            raise InputError("--train needs --test DIR and --labels-per-class N")
+        return data.split_folder(arguments.train, arguments.test, arguments.labels_per_class,
+                                 arguments.val_per_class or 50, image_size)
+    if arguments.labeled:
+        if not arguments.test or not arguments.unlabeled:
+            raise InputError("--labeled needs --unlabeled DIR and --test DIR")
+        return data.folders(arguments.labeled, arguments.unlabeled, arguments.test, arguments.val,
+                            arguments.val_per_class, image_size=image_size)
+    if arguments.dataset:
+        return data.torchvision_splits(
+            arguments.dataset, arguments.root, arguments.labels_per_class,
+            arguments.val_per_class or 50, image_size=image_size, seed=arguments.seed,
+        )
+    if plan == "demo":
+        sizes = {"labels_per_class": arguments.labels_per_class,
+                 "unlabeled": arguments.unlabeled_images}
+        return data.demo(arguments.seed, **{k: v for k, v in sizes.items() if v is not None})
+    raise InputError(f"plan {plan} needs images: give --labeled, --unlabeled and --test, or --train "
+                     "and --test, or --dataset")
+
+
+def choose_generations(arguments: argparse.Namespace, plan: str) -> tuple[Generation, ...]:
+    """The plan's generations with the command line's changes."""
+    if plan not in PLANS:
+        raise InputError(f"unknown plan {plan!r}: use one of {', '.join(PLANS)}")
+    generations, changes = PLANS[plan], train.config_overrides(arguments)
+    changes.pop("arch", None)
+    archs = arguments.arch or [generation.config.arch for generation in generations]
+    if len(archs) == 1:
+        archs = archs * len(generations)
+    chosen = []
+    for number, arch in enumerate(archs):
+        generation = generations[min(number, len(generations) - 1)]
+        own = {"arch": arch, "seed": arguments.seed + 1000 * number}
+        if arguments.arch and arch in model.SCALING:
+            own["dropout"] = model.SCALING[arch].dropout
+            if plan == "paper":
+                own["image_size"] = model.SCALING[arch].resolution
+        if not arguments.noise and number > 0:  # table 6, "student w/o Aug, SD, Dropout"
+            own |= {"augment_unlabeled": False, "model_noise_unlabeled": False}
+        name = "teacher" if number == 0 else f"student {number}"
+        config = replace(generation.config, **own | changes)
+        chosen.append(replace(
+            generation, name=name, config=config,
+            threshold=arguments.threshold if arguments.threshold is not None
+            else generation.threshold,
+            per_class=arguments.per_class or generation.per_class,
+        ))
+    return tuple(chosen)
+
+
+def claim_directory(out: Path, config: dict) -> None:
+    """Make the run directory, or check that it belongs to this very run."""
+    path, text = out / "config.json", json.dumps(config, indent=1)
+    if path.exists():
+        if json.loads(path.read_text()) != json.loads(text):
+            raise InputError(f"{out} holds a run with other settings: choose another --out")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    data.write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Noisy Student Training: teacher, pseudo labels, student, and again.",
+        epilog="Without any flag: the demo on built-in images.",
+    )
+    add = parser.add_argument
+    add("--plan", choices=tuple(PLANS), help="generations and their training (default: demo, or by "
+        "the size of your images)")
+    add("--out", metavar="DIR", help="run directory (default: runs/PLAN); continued if it exists")
+    add("--device", default="auto", choices=devices.NAMES)
+    add("--workers", type=int, default=2, help="processes that decode images")
+    add("--seed", type=int, default=0)
+    images = parser.add_argument_group("images")
+    add = images.add_argument
+    add("--labeled", metavar="DIR", help="your labelled images, one folder a class")
+    add("--unlabeled", metavar="DIR", help="your unlabelled images, nested as you like")
+    add("--test", metavar="DIR", help="your test images, one folder a class")
+    add("--val", metavar="DIR", help="your validation images (default: some of the labelled ones)")
+    add("--train", metavar="DIR", help="a fully labelled folder to split, for research")
+    add("--labels-per-class", type=int, metavar="N", help="labelled images of each class")
+    add("--val-per-class", type=int, metavar="N", help="validation images of each class")
+    add("--unlabeled-images", type=int, metavar="N", help="size of the demo's pool")
+    add("--dataset", help="cifar10, cifar100, svhn, stl10 or imagenette, through torchvision")
+    add("--root", default="datasets", metavar="DIR", help="where torchvision keeps its datasets")
+    loop = parser.add_argument_group("the loop")
+    add = loop.add_argument
+    add("--arch", nargs="+", help="b0 to b7, l0 to l2 or WIDTHxDEPTH: one for all generations, or "
+        "one for each, the teacher first")
+    add("--threshold", type=float, help="confidence that a pseudo label must exceed (0.3)")
+    add("--per-class", type=int, metavar="N", help="images of each class after balancing")
+    add("--filter", action=argparse.BooleanOptionalAction, default=True,
+        help="keep confident images only (section 3.1)")
+    add("--balance", action=argparse.BooleanOptionalAction, default=True,
+        help="equally many images of each class (section 3.1)")
+    add("--noise", action=argparse.BooleanOptionalAction, default=True,
+        help="noise the unlabelled images of the students (table 6)")
+    add("--labels-only", action=argparse.BooleanOptionalAction, default=True,
+        help="compare with each architecture trained on the labels alone")
+    add("--allow-smaller-student", action="store_true", help="against the paper's advice")
+    train.add_config_flags(parser, skip=("arch", "seed"))
+    arguments = parser.parse_args(argv)
+    try:
+        return run(arguments)
+    except (InputError, FloatingPointError) as error:
+        print(f"iterate.py: {error}", file=sys.stderr)
+        return 2
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """What main() does once the command line is read."""
+    own_images = arguments.labeled or arguments.train
+    plan = arguments.plan or ("paper" if own_images else "demo")
+    try:
+        generations = choose_generations(arguments, plan)
+        device = devices.choose(arguments.device)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    splits = read_splits(arguments, plan, generations[0].config.image_size)
+    if not arguments.allow_smaller_student:
+        check_sizes(generations, len(splits.labeled.classes))
+    out = Path(arguments.out or f"runs/{plan}")
+    claim_directory(out, {
+        "arguments": {key: value for key, value in vars(arguments).items()
+                      if key not in ("out", "device", "workers")},
+        "generations": [asdict(generation) for generation in generations],
+    })
+    sizes = {name: len(getattr(splits, name))
+             for name in ("labeled", "unlabeled", "validation", "test")}
+    print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items())
+          + f" images of {len(splits.labeled.classes)} classes, on {device}")
+    report = iterate(
+        generations, splits, out, device, filter_pool=arguments.filter,
+        balance=arguments.balance, labels_only=arguments.labels_only, workers=arguments.workers,
+    )
+    text = json.dumps(report, indent=1).encode()
+    data.write_atomically(out / "report.json", lambda file: file.write(text))
+    labels = [out / f"{generation.name.replace(' ', '-')}-labels" for generation in generations[1:]]
+    if labels:
+        picture(report, splits, labels, out / "report.png")
+    print(table(report))
+    print(f"\n{out}/report.json, {out}/report.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,422 @@
+"""EfficientNet, the network of teacher and student, with noise that can be switched per image.
+
+Noisy Student Training (section 3.1, "Architecture") takes EfficientNet (Tan & Le, 2019) as it is,
+and adds the two kinds of model noise of section 2: stochastic depth and dropout.
+
+The network is b0 below, widened and deepened ("compound scaling"): b7 is 2.0 times wider and 3.1
+times deeper, L2 (the paper's table 8) 4.3 and 5.3 times. For b0 and 224x224 images:
+
+    images   (N, 3, 224, 224)
+    stem     3x3 convolution, stride 2              (N,   32, 112, 112)
+    stage 1  1 block,  3x3 depthwise                (N,   16, 112, 112)
+    stage 2  2 blocks, 3x3, first at stride 2       (N,   24,  56,  56)
+    stage 3  2 blocks, 5x5, first at stride 2       (N,   40,  28,  28)
+    stage 4  3 blocks, 3x3, first at stride 2       (N,   80,  14,  14)
+    stage 5  3 blocks, 5x5                          (N,  112,  14,  14)
+    stage 6  4 blocks, 5x5, first at stride 2       (N,  192,   7,   7)
+    stage 7  1 block,  3x3                          (N,  320,   7,   7)
+    head     1x1 convolution                        (N, 1280,   7,   7)
+    average over the map, dropout, linear           (N, num_classes)
+
+A block ("mobile inverted bottleneck with squeeze-and-excitation") on C channels:
+
+    x (C) -> 1x1 expand (6C) -> k x k depthwise -> squeeze-and-excite -> 1x1 project (C') -> + x
+                                                                                            ^
+         the sum only at stride 1 with C' = C, and there stochastic depth may drop the branch
+
+Every convolution is followed by BatchNorm, and all but the projection by swish.
+
+    import model; network = model.efficientnet("b0")
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Scaling(NamedTuple):
+    """Compound scaling of b0: factors, the resolution trained at (pixels), the head's dropout."""
+
+    width: float
+    depth: float
+    resolution: int
+    dropout: float
+
+
+# EfficientNet's section 3.3 for b0 to b7; l0 to l2 from the paper's table 8.
+SCALING = {
+    "b0": Scaling(1.0, 1.0, 224, 0.2),
+    "b1": Scaling(1.0, 1.1, 240, 0.2),
+    "b2": Scaling(1.1, 1.2, 260, 0.3),
+    "b3": Scaling(1.2, 1.4, 300, 0.3),
+    "b4": Scaling(1.4, 1.8, 380, 0.4),
+    "b5": Scaling(1.6, 2.2, 456, 0.4),
+    "b6": Scaling(1.8, 2.6, 528, 0.5),
+    "b7": Scaling(2.0, 3.1, 600, 0.5),
+    "l0": Scaling(2.8, 3.7, 380, 0.5),
+    "l1": Scaling(3.9, 3.7, 380, 0.5),
+    "l2": Scaling(4.3, 5.3, 475, 0.5),
+}
+
+
+class Stage(NamedTuple):
+    """One row of EfficientNet's table 1, before scaling."""
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+STAGES = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)
+STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
+SQUEEZE_RATIO = 0.25  # of the block's input, not of its expanded width
+NORM_EPSILON = 1e-3
+NORM_MOMENTUM = 0.01  # TensorFlow calls this 0.99: the share of the old average that is kept
+
+
+def scaling(arch: str) -> Scaling:
+    """The scaling of a published name, or of "WIDTHxDEPTH" such as "0.35x0.5" for any other.
+
+    The scaling of an own width and depth has 32 pixels and the smallest published dropout, 0.2.
+    Raises ValueError for anything else.
+    """
+    if arch in SCALING:
+        return SCALING[arch]
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)", arch):
+        width, depth = float(match[1]), float(match[2])
+        if width > 0 and depth > 0:
+            return Scaling(width, depth, 32, 0.2)
+    raise ValueError(
+        f"unknown architecture {arch!r}: use one of {', '.join(SCALING)}, or WIDTHxDEPTH, "
+        "for example 0.35x0.5"
+    )
+
+
+def scale_channels(channels: int, width: float) -> int:
+    """Multiple of 8 nearest to channels * width, at least 8, never more than 10 % below it."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+def stochastic_depth(
+    branch: Tensor, shortcut: Tensor, survival_prob: float, noised: Tensor | None
+) -> Tensor:
+    """shortcut + branch, the branch of each image kept with survival_prob (Huang et al., 2016).
+
+    A branch that survives is divided by survival_prob, so the sum's expectation does not change.
+
+    Args:
+        branch, shortcut: (N, C, H, W).
+        survival_prob: probability that an image keeps its branch (not the drop rate).
+        noised: (N,) bool; images where it is False keep their branch as it is. None: all noised.
+    """
+    survives = torch.rand(len(branch), 1, 1, 1, device=branch.device) < survival_prob
+    scale = survives.to(branch.dtype) / survival_prob
+    if noised is not None:
+        scale = torch.where(noised.view(-1, 1, 1, 1), scale, torch.ones_like(scale))
+    return torch.addcmul(shortcut, branch, scale)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding and no bias, as EfficientNet was trained.
+
+    At stride 2 SAME pads just what the last window needs, the odd row and column at the bottom and
+    right. With `symmetric` it pads kernel // 2 on every side instead, as torchvision's weights do.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.symmetric = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        padding = []  # left, right, top, bottom
+        for size in (images.shape[3], images.shape[2]):
+            windows = -(-size // stride)
+            total = max((windows - 1) * stride + kernel - size, 0)
+            first = kernel // 2 if self.symmetric else total // 2
+            padding += [first, max(total - first, 0)]
+        left, _, top, _ = padding
+        height, width = images.shape[2:]
+        if self.groups > 1 and max(height, width) <= stride:
+            # A depthwise convolution to a single pixel is a weighted sum; the general kernels of
+            # CPUs take up to 40 times as long for it, which decides the speed at 32x32.
+            seen = self.weight[:, 0, top: top + height, left: left + width]
+            return (images * seen).sum((2, 3), keepdim=True)
+        if stride == 1 or self.symmetric:
+            return super().forward(images)
+        return F.conv2d(F.pad(images, padding), self.weight, None, stride, groups=self.groups)
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=NORM_EPSILON, momentum=NORM_MOMENTUM)
+
+
+class Block(nn.Module):
+    """Mobile inverted bottleneck with squeeze-and-excitation: (N, C, H, W) -> (N, C', H', W')."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int,
+                 survival_prob: float):
+        super().__init__()
+        hidden, squeezed = inputs * expansion, max(1, int(inputs * SQUEEZE_RATIO))
+        self.residual = stride == 1 and inputs == outputs
+        self.survival_prob = survival_prob
+        if expansion > 1:
+            self.expand, self.expand_norm = Conv2d(inputs, hidden, 1), batch_norm(hidden)
+        else:
+            self.expand = None
+        self.depthwise = Conv2d(hidden, hidden, kernel, stride, groups=hidden)
+        self.depthwise_norm = batch_norm(hidden)
+        self.squeeze = nn.Conv2d(hidden, squeezed, 1)
+        self.excite = nn.Conv2d(squeezed, hidden, 1)
+        self.project, self.project_norm = Conv2d(hidden, outputs, 1), batch_norm(outputs)
+
+    def forward(self, images: Tensor, noised: Tensor | None = None) -> Tensor:
+        hidden = images
+        if self.expand is not None:
+            hidden = F.silu(self.expand_norm(self.expand(hidden)), inplace=True)
+        hidden = F.silu(self.depthwise_norm(self.depthwise(hidden)), inplace=True)
+        gate = hidden.mean((2, 3), keepdim=True)  # (N, 6C, 1, 1)
+        gate = self.excite(F.silu(self.squeeze(gate), inplace=True)).sigmoid()
+        hidden = self.project_norm(self.project(hidden * gate))
+        if not self.residual:
+            return hidden
+        if self.training and self.survival_prob < 1:
+            return stochastic_depth(hidden, images, self.survival_prob, noised)
+        return hidden + images
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet of any width and depth.
+
+    Args:
+        width, depth: compound scaling of b0's channels and repeats.
+        num_classes: size of the output.
+        dropout: probability of dropping a feature before the classifier (section 2: model noise).
+        survival_prob: of the last block; it falls linearly from 1 at the first (section 3.1).
+        small_images: strides of stages 2 and 3 become 1, for images of about 32x32.
+        checkpoint_blocks: recompute each block in the backward pass instead of keeping its
+            activations: about a third more work, and memory enough for L2.
+    """
+
+    def __init__(self, width: float, depth: float, num_classes: int = 1000, dropout: float = 0.2,
+                 survival_prob: float = 0.8, small_images: bool = False,
+                 checkpoint_blocks: bool = False):
+        super().__init__()
+        if not 0 < survival_prob <= 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"survival_prob must be in (0, 1] and dropout in [0, 1): got {survival_prob} and "
+                f"{dropout} (survival_prob is the probability to keep, dropout the one to drop)"
+            )
+        self.depth, self.num_classes, self.dropout = depth, num_classes, dropout
+        self.checkpoint_blocks = checkpoint_blocks
+
+        channels = scale_channels(STEM_CHANNELS, width)
+        self.stem, self.stem_norm = Conv2d(3, channels, 3, stride=2), batch_norm(channels)
+
+        repeats = [math.ceil(stage.repeats * depth) for stage in STAGES]
+        self.stages, index = nn.ModuleList(), 0
+        for number, (stage, count) in enumerate(zip(STAGES, repeats, strict=True), start=1):
+            outputs = scale_channels(stage.channels, width)
+            blocks = nn.ModuleList()
+            for repeat in range(count):
+                stride = stage.stride if repeat == 0 else 1
+                if small_images and number in (2, 3):
+                    stride = 1
+                # Linear decay. paper: 0.8 "for the final layer"; here as in the authors' code:
+                # block i of n (from 0) drops with 0.2 * i / n, the last survives with 0.8 + 0.2 / n.
+                survival = 1 - (1 - survival_prob) * index / sum(repeats)
+                blocks.append(
+                    Block(channels, outputs, stage.kernel, stride, stage.expansion, survival)
+                )
+                channels, index = outputs, index + 1
+            self.stages.append(blocks)
+
+        features = scale_channels(HEAD_CHANNELS, width)
+        self.head, self.head_norm = Conv2d(channels, features, 1), batch_norm(features)
+        self.classifier = nn.Linear(features, num_classes)
+        self.apply(initialize)
+
+    def forward(self, images: Tensor, noised: Tensor | None = None) -> Tensor:
+        """Logits (N, num_classes) of normalised images (N, 3, H, W).
+
+        noised: (N,) bool; in training mode stochastic depth and dropout skip the images where it
+        is False, while BatchNorm stays in training mode for all (the ablation of table 6).
+        """
+        hidden = F.silu(self.stem_norm(self.stem(images)), inplace=True)
+        for blocks in self.stages:
+            for block in blocks:
+                if self.checkpoint_blocks and self.training:
+                    hidden = checkpoint(block, hidden, noised, use_reentrant=False)
+                else:
+                    hidden = block(hidden, noised)
+        hidden = F.silu(self.head_norm(self.head(hidden)), inplace=True)
+        features = hidden.mean((2, 3))  # (N, C)
+        dropped = F.dropout(features, self.dropout, self.training)
+        if noised is not None and self.training:
+            dropped = torch.where(noised.view(-1, 1), dropped, features)
+        return self.classifier(dropped)
+
+
+def initialize(module: nn.Module) -> None:
+    """The published initialisation: what Kaiming calls fan-out, with a normal distribution."""
+    if isinstance(module, nn.Conv2d):
+        # A depthwise kernel has one output channel a group, as TensorFlow counts them.
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        # paper: 1 / sqrt(num_classes), 0.03 for ImageNet; here: never more than that. For ten
+        # classes it would be 0.3, logits far from even, and thousands of steps to mend them.
+        bound = 1 / math.sqrt(max(module.out_features, 1000))
+        nn.init.uniform_(module.weight, -bound, bound)
+        nn.init.zeros_(module.bias)
+
+
+def efficientnet(name: str, num_classes: int = 1000, **overrides) -> EfficientNet:
+    """EfficientNet by name ("b0" to "b7", "l0" to "l2", or "WIDTHxDEPTH").
+
+    `overrides` are EfficientNet's other arguments; the head's dropout is the published one unless
+    given. Raises ValueError for an unknown name.
+    """
+    width, depth, _, dropout = scaling(name)
+    return EfficientNet(width, depth, num_classes, **{"dropout": dropout} | overrides)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable values, as the papers' "# Params" column counts them."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def freeze_shallow(network: EfficientNet, stages: int) -> None:
+    """Fix the stem and the first `stages` stages, for the resolution fix of section 3.1.
+
+    Their parameters get no gradient, and their BatchNorm stays in evaluation mode even after
+    `network.train()`: training it would move the statistics to the larger images after all.
+    """
+    shallow = [network.stem, network.stem_norm, *network.stages[:stages]]
+    for module in shallow:
+        module.requires_grad_(False)
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eval()
+                part.train = lambda mode=True, part=part: part
+
+
+# ------------------------------------------------------------------ published weights
+
+# Regular expressions from a source's key to ours. In timm the blocks of stage 1, which have no
+# expansion, are a class of their own in which the same names stand for other layers.
+TIMM_NAMES = (
+    (r"^conv_stem\.", "stem."),
+    (r"^bn1\.", "stem_norm."),
+    (r"^conv_head\.", "head."),
+    (r"^bn2\.", "head_norm."),
+    (r"^blocks\.(0\.\d+)\.conv_dw\.", r"stages.\1.depthwise."),
+    (r"^blocks\.(0\.\d+)\.bn1\.", r"stages.\1.depthwise_norm."),
+    (r"^blocks\.(0\.\d+)\.conv_pw\.", r"stages.\1.project."),
+    (r"^blocks\.(0\.\d+)\.bn2\.", r"stages.\1.project_norm."),
+    (r"^blocks\.(\d+\.\d+)\.conv_pw\.", r"stages.\1.expand."),
+    (r"^blocks\.(\d+\.\d+)\.bn1\.", r"stages.\1.expand_norm."),
+    (r"^blocks\.(\d+\.\d+)\.conv_dw\.", r"stages.\1.depthwise."),
+    (r"^blocks\.(\d+\.\d+)\.bn2\.", r"stages.\1.depthwise_norm."),
+    (r"^blocks\.(\d+\.\d+)\.se\.conv_reduce\.", r"stages.\1.squeeze."),
+    (r"^blocks\.(\d+\.\d+)\.se\.conv_expand\.", r"stages.\1.excite."),
+    (r"^blocks\.(\d+\.\d+)\.conv_pwl\.", r"stages.\1.project."),
+    (r"^blocks\.(\d+\.\d+)\.bn3\.", r"stages.\1.project_norm."),
+)
+TORCHVISION_LAYERS = ("expand", "depthwise", "squeeze-and-excitation", "project")
+
+
+def _from_torchvision(key: str) -> str:
+    """Our name of a torchvision key: features.0 is the stem, 1 to 7 the stages, 8 the head."""
+    key = re.sub(r"^classifier\.1\.", "classifier.", key)
+    for number, name in (("0", "stem"), ("8", "head")):
+        key = re.sub(rf"^features\.{number}\.0\.", f"{name}.", key)
+        key = re.sub(rf"^features\.{number}\.1\.", f"{name}_norm.", key)
+    match = re.match(r"features\.(\d)\.(\d+)\.block\.(\d)\.(\w+)\.(.*)", key)
+    if not match:
+        return key
+    stage, block, layer, part, leaf = match.groups()
+    layer = TORCHVISION_LAYERS[int(layer) + (stage == "1")]  # stage 1 has nothing to expand
+    if part in ("fc1", "fc2"):
+        layer = {"fc1": "squeeze", "fc2": "excite"}[part]
+    else:
+        layer += {"0": "", "1": "_norm"}[part]
+    return f"stages.{int(stage) - 1}.{block}.{layer}.{leaf}"
+
+
+def load_pretrained(network: EfficientNet, state_dict: Mapping[str, Tensor],
+                    fresh_classifier: bool = False) -> EfficientNet:
+    """Load weights of timm's tf_efficientnet_*, of torchvision's efficientnet_*, or our own.
+
+    The source is recognised by its keys. BatchNorm's epsilon and the padding are set so that the
+    model computes what the source computes: timm's `tf_` models are TensorFlow's (all released
+    Noisy Student weights are among them), torchvision's pad symmetrically.
+
+    Args:
+        fresh_classifier: keep the model's own, untrained classifier, for another set of classes.
+
+    Raises:
+        ValueError: a name or a shape does not fit; the message names the first few.
+    """
+    epsilon, symmetric = NORM_EPSILON, False
+    if "conv_stem.weight" in state_dict:
+        renamed = {}
+        for key, value in state_dict.items():
+            for pattern, name in TIMM_NAMES:
+                key, count = re.subn(pattern, name, key)
+                if count:
+                    break
+            renamed[key] = value
+    elif "features.0.0.weight" in state_dict:
+        renamed = {_from_torchvision(key): value for key, value in state_dict.items()}
+        symmetric = True
+        if network.depth < SCALING["b5"].depth:  # torchvision's b5 to b7 are ported from TensorFlow
+            epsilon = 1e-5
+    else:
+        renamed = dict(state_dict)
+
+    own = network.state_dict()
+    if fresh_classifier:
+        for key in ("classifier.weight", "classifier.bias"):
+            renamed[key] = own[key]
+    problems = [f"{key} is missing" for key in own.keys() - renamed.keys()]
+    problems += [f"{key} is unknown" for key in renamed.keys() - own.keys()]
+    problems += [
+        f"{key} is {tuple(renamed[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own.keys() & renamed.keys() if own[key].shape != renamed[key].shape
+    ]
+    if problems:
+        hint = ""
+        if any("classifier.weight is (" in problem for problem in problems):
+            hint = " (another number of classes needs fresh_classifier=True)"
+        raise ValueError(
+            f"the weights do not fit the model in {len(problems)} places{hint}: "
+            + "; ".join(sorted(problems)[:4])
+        )
+    network.load_state_dict(renamed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = epsilon
+        elif isinstance(module, Conv2d):
+            module.symmetric = symmetric
+    return network

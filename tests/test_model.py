@@ -1,0 +1,203 @@
+"""EfficientNet: published sizes, published weights, and noise that means what the paper says."""
+
+import math
+
+import pytest
+import timm
+import torch
+import torchvision
+
+import model
+
+PUBLISHED = {  # parameters at 1000 classes, EfficientNet's repository and timm
+    "b0": 5_288_548, "b1": 7_794_184, "b2": 9_109_994, "b3": 12_233_232, "b4": 19_341_616,
+    "b5": 30_389_784, "b6": 43_040_704, "b7": 66_347_960, "l2": 480_309_308,
+}
+TINY = {"width": 0.25, "depth": 0.5, "num_classes": 10, "small_images": True}
+
+
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
+def test_parameter_count_is_the_published_one(name, parameters):
+    with torch.device("meta"):
+        assert model.count_parameters(model.efficientnet(name)) == parameters
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("l0", 140e6), ("l1", 273e6)])
+def test_l0_and_l1_have_about_the_published_size(name, parameters):
+    with torch.device("meta"):
+        count = model.count_parameters(model.efficientnet(name))
+    assert abs(count / parameters - 1) < 0.01
+
+
+def randomise(network):
+    """Random BatchNorm statistics, so that a wrong epsilon or a swapped layer shows."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.4, 0.9)
+            module.bias.data.normal_(0, 0.1)
+    return network
+
+
+REFERENCES = {
+    "timm b0": ("b0", lambda: timm.create_model("tf_efficientnet_b0")),
+    "timm b3": ("b3", lambda: timm.create_model("tf_efficientnet_b3")),
+    "timm b7": ("b7", lambda: timm.create_model("tf_efficientnet_b7")),
+    "torchvision b0": ("b0", torchvision.models.efficientnet_b0),
+    "torchvision b5": ("b5", torchvision.models.efficientnet_b5),
+}
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@torch.no_grad()
+def test_logits_equal_the_sources_of_published_weights(reference):
+    name, build = REFERENCES[reference]
+    torch.manual_seed(0)
+    source = randomise(build()).eval()
+    ours = model.load_pretrained(model.efficientnet(name), source.state_dict()).eval()
+    for size in ((64, 64), (65, 65), (64, 97), (32, 32)):
+        images = torch.randn(2, 3, *size)
+        expected, logits = source(images), ours(images)
+        assert (logits - expected).norm() / expected.norm() < 1e-5, size
+
+
+def test_gradients_and_running_statistics_equal_timm_in_training_mode_without_noise():
+    torch.manual_seed(0)
+    source = randomise(timm.create_model("tf_efficientnet_b0", drop_rate=0, drop_path_rate=0))
+    for module in source.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.01  # timm keeps PyTorch's 0.1 unless told
+    ours = model.efficientnet("b0", dropout=0.0, survival_prob=1.0)
+    model.load_pretrained(ours, source.state_dict())
+    images = torch.randn(4, 3, 64, 64)
+    outputs = []
+    for network in (source, ours):
+        logits = network.train()(images)
+        logits.square().mean().backward()
+        outputs.append(logits.detach())
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+    after = model.load_pretrained(model.efficientnet("b0"), source.state_dict()).state_dict()
+    for key, value in ours.state_dict().items():
+        torch.testing.assert_close(value, after[key], rtol=1e-4, atol=1e-5)
+    theirs = model.efficientnet("b0")  # carries timm's gradients under our names
+    gradients = {key: value.grad for key, value in source.named_parameters()}
+    gradients |= {key: value for key, value in source.state_dict().items() if key not in gradients}
+    model.load_pretrained(theirs, gradients)
+    for (key, value), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        scale = expected.norm().clamp_min(1e-6)
+        assert (value.grad - expected).norm() / scale < 1e-3, key
+
+
+def test_survival_falls_linearly_from_one_to_the_last_block():
+    network = model.efficientnet("b0", survival_prob=0.8)
+    survival = [block.survival_prob for stage in network.stages for block in stage]
+    assert survival == pytest.approx([1 - 0.2 * i / 16 for i in range(16)])
+
+
+def test_stochastic_depth_drops_the_branch_of_each_image_on_its_own():
+    torch.manual_seed(0)
+    branch, shortcut = torch.ones(4000, 1, 1, 1), torch.zeros(4000, 1, 1, 1)
+    result = model.stochastic_depth(branch, shortcut, 0.8, None).flatten()
+    kept = (result > 0).double().mean().item()
+    assert set(result.unique().tolist()) == {0.0, 1.25}  # survivors are divided by 0.8
+    assert abs(kept - 0.8) < 4 * math.sqrt(0.8 * 0.2 / 4000)
+
+
+def test_no_gradient_reaches_a_dropped_branch():
+    torch.manual_seed(0)
+    branch = torch.ones(100, 1, 1, 1, requires_grad=True)
+    result = model.stochastic_depth(branch, torch.zeros(100, 1, 1, 1), 0.5, None)
+    result.sum().backward()
+    assert torch.equal(branch.grad.flatten() > 0, result.flatten() > 0)
+    assert 20 < (branch.grad == 0).sum() < 80
+
+
+def test_images_that_are_not_noised_keep_branch_and_features():
+    torch.manual_seed(0)
+    network = model.EfficientNet(**TINY, dropout=0.5, survival_prob=0.5).train()
+    image = torch.randn(1, 3, 32, 32).expand(64, -1, -1, -1).clone()
+    noised = torch.arange(64) < 32
+    logits = network(image, noised)
+    # Without noise, equal images differ only through nothing at all.
+    assert torch.equal(logits[32:], logits[32:33].expand(32, -1))
+    assert logits[:32].std(0).max() > 0.01
+
+
+def test_batch_norm_stays_in_training_mode_for_images_without_noise():
+    torch.manual_seed(0)
+    network = model.EfficientNet(**TINY).train()
+    before = network.stem_norm.running_mean.clone()
+    network(torch.randn(8, 3, 32, 32), torch.zeros(8, dtype=torch.bool))
+    assert not torch.equal(network.stem_norm.running_mean, before)
+
+
+def test_evaluation_mode_has_no_noise():
+    network = model.EfficientNet(**TINY, dropout=0.9, survival_prob=0.1).eval()
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(network(images), network(images))
+
+
+def test_small_images_keep_a_4x4_map():
+    shapes = []
+    for small in (False, True):
+        network = model.efficientnet("b0", 10, small_images=small).eval()
+        network.head.register_forward_hook(lambda *args: shapes.append(args[2].shape[2:]))
+        network(torch.randn(1, 3, 32, 32))
+    assert shapes == [(1, 1), (4, 4)]
+
+
+def test_recomputing_blocks_changes_no_gradient():
+    images = torch.randn(4, 3, 32, 32)
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = model.EfficientNet(**TINY, checkpoint_blocks=recompute).train()
+        torch.manual_seed(1)
+        network(images).square().sum().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_frozen_shallow_layers_do_not_move_in_training():
+    network = model.EfficientNet(**TINY)
+    model.freeze_shallow(network, stages=2)
+    network.train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert network.stem.weight.grad is None and network.stages[1][0].project.weight.grad is None
+    assert network.head.weight.grad is not None
+    after = network.state_dict()
+    assert torch.equal(after["stem_norm.running_mean"], before["stem_norm.running_mean"])
+    assert not torch.equal(after["head_norm.running_mean"], before["head_norm.running_mean"])
+
+
+def test_weights_that_do_not_fit_are_refused_by_name():
+    source = model.efficientnet("b0", 10).state_dict()
+    with pytest.raises(ValueError, match="fresh_classifier"):
+        model.load_pretrained(model.efficientnet("b0", 20), source)
+    del source["head.weight"]
+    with pytest.raises(ValueError, match="head.weight is missing"):
+        model.load_pretrained(model.efficientnet("b0", 10), source)
+
+
+def test_another_number_of_classes_gets_a_fresh_classifier_when_asked():
+    source = model.efficientnet("b0", 10)
+    target = model.efficientnet("b0", 20)
+    fresh = target.classifier.weight.detach().clone()
+    model.load_pretrained(target, source.state_dict(), fresh_classifier=True)
+    assert torch.equal(target.classifier.weight, fresh)
+    assert torch.equal(target.head.weight, source.head.weight)
+
+
+@pytest.mark.parametrize("name", ["b9", "resnet50", "0x1", "1.0x", ""])
+def test_an_unknown_architecture_is_an_error_that_lists_the_known(name):
+    with pytest.raises(ValueError, match="b0, b1"):
+        model.efficientnet(name)
+
+
+@pytest.mark.parametrize("wrong", [{"survival_prob": 0.0}, {"dropout": 1.0}])
+def test_a_drop_rate_in_the_place_of_a_survival_probability_is_refused(wrong):
+    with pytest.raises(ValueError, match="survival_prob is the probability to keep"):
+        model.EfficientNet(**TINY, **wrong)

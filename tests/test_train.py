@@ -1,0 +1,357 @@
+"""The joint loss, the optimisation of section 3.1, and a training run that survives its end."""
+
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm.optim
+import torch
+
+import data
+import model
+import train
+from train import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+TINY = TrainConfig(
+    arch="0.25x0.34", image_size=32, batch_size=8, unlabeled_ratio=2, epochs=3, warmup_epochs=0.5,
+    learning_rate=0.03, optimizer="adamw", schedule="cosine", rand_augment_magnitude=5,
+    dropout=0.2, ema_decay=0.9, evaluate_epochs=1,
+)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return data.demo(0, labels_per_class=2, unlabeled=60, val_per_class=2, test_per_class=2)
+
+
+def run(config, splits, out, students=True, **options):
+    targets = unlabeled = None
+    if students:
+        unlabeled = splits.unlabeled
+        random = np.random.default_rng(0).random((len(unlabeled), 10))
+        targets = (random / random.sum(1, keepdims=True)).astype(np.float16)
+    return train.train(config, splits.labeled, splits.validation, unlabeled, targets, out=out,
+                       log_steps=1, **options)
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same(one, other):
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+# ------------------------------------------------------------------ joint loss
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 3, 14])
+@pytest.mark.parametrize("normalization", ["concat", "algorithm1", "official"])
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_joint_loss_equals_a_plain_computation(ratio, normalization, kind):
+    random = np.random.default_rng(ratio)
+    logits = random.normal(size=(4 + 4 * ratio, 7))
+    labels = random.integers(0, 7, 4)
+    targets = random.dirichlet(np.ones(7), 4 * ratio)
+    if kind == "hard" and ratio:
+        targets = np.eye(7)[targets.argmax(1)]
+    logs = log_softmax(logits)
+    smoothed = 0.9 * np.eye(7)[labels] + 0.1 / 7
+    total = labeled = -(smoothed * logs[:4]).sum() / 4
+    if ratio:
+        unlabeled = -(targets * logs[4:]).sum() / (4 * ratio)
+        total = {
+            "concat": (-(smoothed * logs[:4]).sum() - (targets * logs[4:]).sum()) / len(logits),
+            "algorithm1": labeled + unlabeled,
+            "official": labeled + ratio * unlabeled,
+        }[normalization]
+    result = train.joint_loss(
+        torch.tensor(logits), torch.tensor(labels),
+        torch.tensor(targets) if ratio else None, 0.1, normalization,
+    )
+    assert result.item() == pytest.approx(total, rel=1e-5)
+
+
+# ------------------------------------------------------------------ optimisation
+
+
+def test_the_defaults_are_the_papers():
+    config = TrainConfig()
+    assert config.learning_rate * config.batch_size / 256 == pytest.approx(0.128)
+    assert (config.epochs, config.decay_rate, config.decay_epochs) == (350, 0.97, 2.4)
+    assert (config.batch_size, config.rand_augment_magnitude, config.dropout) == (2048, 27, 0.5)
+    assert (config.survival_prob, config.ema_decay, config.weight_decay) == (0.8, 0.9999, 1e-5)
+
+
+def test_learning_rate_is_warm_up_and_staircase_at_every_step_of_350_epochs():
+    config = TrainConfig(labeled_images=2048 * 20)  # 20 steps an epoch
+    for step in range(config.total_steps):
+        epochs_done, remainder = divmod(step, 20)
+        if epochs_done < 5:
+            expected = 0.128 * step / 100
+        else:
+            # whole decays so far: 2.4 epochs are 48 steps
+            expected = 0.128 * 0.97 ** (step // 48)
+        assert train.learning_rate(step, config) == pytest.approx(expected, rel=1e-12), step
+
+
+def test_cosine_schedule_ends_at_zero():
+    config = TrainConfig(labeled_images=2048 * 10, schedule="cosine", epochs=20)
+    rates = [train.learning_rate(step, config) for step in range(50, 201)]
+    assert rates[0] == pytest.approx(0.128) and rates[-1] == pytest.approx(0, abs=1e-12)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_rmsprop_equals_timms_tensorflow_form():
+    torch.manual_seed(0)
+    start = [torch.randn(5, 3), torch.randn(7)]
+    ours = [value.clone().requires_grad_() for value in start]
+    theirs = [value.clone().requires_grad_() for value in start]
+    options = {"lr": 0.016, "momentum": 0.9, "eps": 1e-3, "weight_decay": 1e-2}
+    optimizers = [
+        train.RMSpropTF(ours, decay=0.9, **options),
+        timm.optim.RMSpropTF(theirs, alpha=0.9, **options),
+    ]
+    for step in range(50):
+        for values, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for number, value in enumerate(values):
+                value.grad = torch.sin(value.detach() * (step + 1) + number)
+            optimizer.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_ema_equals_its_closed_form_for_weights_and_batch_norm_statistics():
+    network = model.efficientnet("0.25x0.34", 10)
+    average = train.ModelEMA(network, decay=0.6)
+    weight, mean = network.classifier.weight, network.stem_norm.running_mean
+    expected = [weight.detach().double().clone(), mean.double().clone()]
+    for step in range(8):
+        weight.data.normal_()
+        mean.normal_()
+        network.stem_norm.num_batches_tracked += 1
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = [decay * old + (1 - decay) * new.detach().double()
+                    for old, new in zip(expected, (weight, mean), strict=True)]
+        average.update(network, step)
+    torch.testing.assert_close(average.network.classifier.weight.double(), expected[0])
+    torch.testing.assert_close(average.network.stem_norm.running_mean.double(), expected[1])
+    assert average.network.stem_norm.num_batches_tracked == 8
+
+
+def test_weight_decay_is_on_everything_but_batch_norm():
+    network = model.efficientnet("0.25x0.34", 10)
+    decayed, plain = train.make_optimizer(network, TINY).param_groups
+    norms = {id(parameter) for module in network.modules()
+             if isinstance(module, torch.nn.BatchNorm2d) for parameter in module.parameters()}
+    assert {id(parameter) for parameter in plain["params"]} == norms
+    assert len(plain["params"]) + len(decayed["params"]) == len(list(network.parameters()))
+    assert plain["weight_decay"] == 0 and decayed["weight_decay"] == TINY.weight_decay
+
+
+# ------------------------------------------------------------------ batches
+
+
+def test_every_image_comes_once_an_epoch_and_in_another_order():
+    batches = torch.cat(list(train.shuffled_batches(12, 4, 0, 6, seed=0)))
+    first, second = batches[:12], batches[12:]
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(12))
+    assert first.tolist() != second.tolist()
+
+
+def test_a_run_that_starts_in_the_middle_sees_the_same_images():
+    whole = list(train.shuffled_batches(10, 7, 0, 9, seed=3))
+    rest = list(train.shuffled_batches(10, 7, 4, 9, seed=3))
+    assert all(torch.equal(one, other) for one, other in zip(whole[4:], rest, strict=True))
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    (batch,) = train.shuffled_batches(3, 8, 0, 1, seed=0)
+    assert len(batch) == 8 and torch.bincount(batch).tolist().count(3) == 2
+
+
+def test_without_augmentation_unlabeled_images_stay_as_they_are():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
+    clean = train.noise_images(images, dataclasses.replace(TINY, augment_unlabeled=False), 4, 0)
+    assert torch.equal(clean[4:], images[4:]) and not torch.equal(clean[:4], images[:4])
+    noised = train.noise_images(images, TINY, 4, 0)
+    assert all(not torch.equal(one, other) for one, other in zip(noised, images, strict=True))
+
+
+# ------------------------------------------------------------------ runs
+
+
+def test_equal_seeds_give_equal_weights(splits, tmp_path):
+    one, other = (run(TINY, splits, tmp_path / name) for name in ("a.pt", "b.pt"))
+    assert same(weights(one), weights(other))
+
+
+CHANGES = {
+    "arch": "0.25x0.5", "image_size": None, "small_images": True, "dropout": 0.6,
+    "survival_prob": 0.3, "rand_augment_operations": 0, "rand_augment_magnitude": 20.0,
+    "flip": False, "augment_unlabeled": False, "model_noise_unlabeled": False,
+    "unlabeled_ratio": 1, "pseudo_labels": "hard", "normalization": "official",
+    "label_smoothing": 0.3, "batch_size": 4, "labeled_images": None, "epochs": 2.0,
+    "learning_rate": 0.01, "warmup_epochs": 1.0, "schedule": "exponential", "decay_rate": 0.5,
+    "decay_epochs": 0.4, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.5,
+    "ema_decay": 0.1, "precision": "bfloat16", "evaluate_epochs": 0.4, "seed": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def baseline(splits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("baseline")
+    exponential = dataclasses.replace(TINY, schedule="exponential")
+    return {"cosine": run(TINY, splits, folder / "a.pt"),
+            "exponential": run(exponential, splits, folder / "b.pt")}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainConfig)])
+def test_every_field_of_the_configuration_changes_the_training(field, splits, tmp_path, baseline):
+    if field == "labeled_images":  # set by train() itself: what an epoch is
+        assert train.learning_rate(100, TINY) != train.learning_rate(
+            100, dataclasses.replace(TINY, labeled_images=1000)
+        )
+        return
+    if field == "image_size":
+        with pytest.raises(data.InputError, match="32 px"):  # those in memory are not 48 px
+            run(dataclasses.replace(TINY, image_size=48), splits, tmp_path / "c.pt")
+        return
+    config = TINY
+    if field in ("decay_rate", "decay_epochs"):
+        config = dataclasses.replace(config, schedule="exponential")
+    changed = run(dataclasses.replace(config, **{field: CHANGES[field]}), splits, tmp_path / "c.pt")
+    log = changed.with_suffix(".jsonl").read_text()
+    reference = baseline[config.schedule]
+    if field == "evaluate_epochs":
+        assert log.count("val_top1") > reference.with_suffix(".jsonl").read_text().count("val_top1")
+    elif field == "arch":
+        assert weights(changed).keys() != weights(reference).keys()
+    else:
+        assert not same(weights(changed), weights(reference))
+
+
+def test_log_tells_both_losses_and_the_agreement(splits, tmp_path):
+    run(TINY, splits, tmp_path / "a.pt")
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(round(3 * 20 / 8)))
+    assert {"loss_labeled", "loss_unlabeled", "accuracy_labeled", "agreement_unlabeled",
+            "learning_rate", "images_per_second"} <= steps[0].keys()
+
+
+def test_a_teacher_is_trained_on_labels_alone(splits, tmp_path):
+    run(TINY, splits, tmp_path / "a.pt", students=False)
+    assert "loss_unlabeled" not in (tmp_path / "a.jsonl").read_text()
+
+
+def test_the_checkpoint_is_the_average_with_the_best_validation_accuracy(splits, tmp_path):
+    path = run(TINY, splits, tmp_path / "a.pt")
+    network, meta = train.load_checkpoint(path, torch.device("cpu"))
+    assert not network.training
+    assert train.top1(network, splits.validation, 32) == pytest.approx(meta["val_top1"])
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert meta["val_top1"] == max(line.get("val_top1", -1) for line in lines)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(splits, tmp_path):
+    config = dataclasses.replace(TINY, learning_rate=1e30, optimizer="sgd", warmup_epochs=0)
+    with pytest.raises(FloatingPointError, match="step [0-9]+, learning rate"):
+        run(config, splits, tmp_path / "a.pt")
+    assert not (tmp_path / "a.pt").exists()
+
+
+def test_a_finished_run_is_not_run_again_and_not_mixed_up_with_another(splits, tmp_path):
+    path = run(TINY, splits, tmp_path / "a.pt")
+    before = path.stat().st_mtime_ns
+    run(TINY, splits, path)
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(data.InputError, match="other settings"):
+        run(dataclasses.replace(TINY, seed=9), splits, path)
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch; torch.set_num_threads(1)
+import data, train, test_train
+splits = data.demo(0, labels_per_class=2, unlabeled=60, val_per_class=2, test_per_class=2)
+count, write = 0, data.write_atomically
+def killing_write(path, writer):
+    global count
+    count += 1
+    if count == {kill_at}:  # in the middle of the write
+        with open(str(path) + ".tmp", "wb") as file:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    write(path, writer)
+data.write_atomically = killing_write
+test_train.run(test_train.TINY, splits, {out!r}, checkpoint_steps=2)
+"""
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3])
+def test_a_run_killed_while_it_saves_ends_with_the_same_weights(kill_at, splits, tmp_path):
+    torch.set_num_threads(1)
+    reference = run(TINY, splits, tmp_path / "whole.pt", checkpoint_steps=2)
+    out = tmp_path / "killed.pt"
+    for kill in (kill_at, 0):
+        code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), kill_at=kill, out=str(out))
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert result.returncode == (-signal.SIGKILL if kill else 0), result.stderr
+    assert same(weights(out), weights(reference))
+
+    def steps(path):
+        lines = map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())
+        return [line["step"] for line in lines if "loss" in line]
+
+    assert steps(out) == steps(reference)  # no line twice, none lost
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
+    path = tmp_path / "a.pt"
+    train.save(path, {"value": torch.ones(3)})
+
+    def full(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(data.InputError, match="No space left"):
+        data.write_atomically(path, full)
+    assert torch.equal(torch.load(path, weights_only=True)["value"], torch.ones(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize(("content", "name"), [(None, "missing.pt"), (b"nonsense", "broken.pt")])
+def test_a_missing_or_broken_checkpoint_is_an_error_and_not_random_weights(content, name, tmp_path):
+    if content:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(data.InputError, match=name):
+        train.load_checkpoint(tmp_path / name, torch.device("cpu"))
+
+
+def test_unknown_settings_are_refused():
+    for wrong in ({"arch": "b9"}, {"optimizer": "lion"}, {"epochs": 0}, {"normalization": "mean"}):
+        with pytest.raises(ValueError):
+            TrainConfig(**wrong)
+    with pytest.raises(TypeError):
+        TrainConfig(learning_rte=0.1)
+
+
+def test_warm_up_may_be_longer_than_the_run():
+    config = TrainConfig(labeled_images=2048, epochs=2, schedule="cosine")
+    assert all(math.isfinite(train.learning_rate(step, config)) for step in range(3))

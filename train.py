@@ -1,0 +1,601 @@
+"""Train a teacher or a student: the joint loss of Noisy Student Training (Algorithm 1, step 3).
+
+A teacher sees labelled images alone. A student sees, at each step, B labelled and r * B pseudo-
+labelled images as one batch, both noised: RandAugment on the images, dropout and stochastic depth
+in the model (section 2). TrainConfig's defaults are the paper's EfficientNet-B7 on ImageNet
+(section 3.1).
+
+    python train.py --labeled DIR --val DIR --arch b0 --out teacher.pt
+    python train.py --labeled DIR --val DIR --arch b0 --out student.pt \\
+        --unlabeled DIR --pseudo-labels LABELS
+
+The same command again continues where the last one stopped.
+"""
+
+import argparse
+import copy
+import inspect
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import augment
+import data
+import device as devices
+import model
+import pseudo_label
+from data import ImageSet, InputError
+
+# ------------------------------------------------------------------ configuration
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the result of a training run. Defaults: the paper's B7."""
+
+    # Model
+    arch: str = "b7"  # b0 to b7, l0 to l2, or WIDTHxDEPTH
+    image_size: int = 600  # pixels; up to 64 is treated as small images (CIFAR, SVHN)
+    small_images: bool = False  # strides of stages 2 and 3 become 1
+
+    # Noise on the model (section 2)
+    dropout: float = 0.5  # probability of dropping a feature before the classifier
+    survival_prob: float = 0.8  # of the last block; linear decay from 1
+
+    # Noise on the images (section 2)
+    rand_augment_operations: int = 2  # 0: flips and crops only
+    rand_augment_magnitude: float = 27.0  # in tenths of AutoAugment's range
+    flip: bool = True  # digits are not flipped
+
+    # Ablation of table 6: noise of the pseudo-labelled images alone
+    augment_unlabeled: bool = True
+    model_noise_unlabeled: bool = True  # dropout and stochastic depth
+
+    # Joint loss (section 3.1)
+    unlabeled_ratio: int = 3  # pseudo-labelled images per labelled one in a batch
+    pseudo_labels: str = "soft"  # or "hard"
+    normalization: str = "concat"  # "concat", "algorithm1" or "official": see joint_loss
+    label_smoothing: float = 0.1  # on labels and hard pseudo labels
+
+    # Optimisation (section 3.1)
+    batch_size: int = 2048  # labelled images a step; steps and epochs count them
+    labeled_images: int = 1_281_167  # an epoch; train() sets it to the size of its labelled set
+    epochs: float = 350.0  # 700 for B4 and smaller
+    learning_rate: float = 0.016  # per 256 labelled images in the batch
+    warmup_epochs: float = 5.0
+    schedule: str = "exponential"  # or "cosine", to zero at the end
+    decay_rate: float = 0.97  # of the exponential schedule,
+    decay_epochs: float = 2.4  # every so often; 4.8 for 700 epochs
+    optimizer: str = "rmsprop"  # TensorFlow's form; "sgd" (Nesterov) or "adamw"
+    momentum: float = 0.9  # AdamW: decay of the gradient's average
+    weight_decay: float = 1e-5  # not on BatchNorm
+    ema_decay: float = 0.9999  # of the average of weights that is evaluated and that labels
+    precision: str = "float32"  # or "bfloat16": autocast
+    evaluate_epochs: float = 5.0  # between two evaluations on the validation set
+    seed: int = 0
+
+    def __post_init__(self):
+        model.scaling(self.arch)
+        for name, values in CHOICES.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is unknown: use {' or '.join(values)}"
+                )
+        for name in ("image_size", "batch_size", "epochs", "labeled_images", "evaluate_epochs"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}")
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.labeled_images / self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return max(1, round(self.epochs * self.steps_per_epoch))
+
+
+CHOICES = {
+    "pseudo_labels": ("soft", "hard"),
+    "normalization": ("concat", "algorithm1", "official"),
+    "schedule": ("exponential", "cosine"),
+    "optimizer": ("rmsprop", "sgd", "adamw"),
+    "precision": ("float32", "bfloat16"),
+}
+
+
+def build_model(config: TrainConfig, num_classes: int) -> model.EfficientNet:
+    """The network of a configuration, freshly initialised from its seed."""
+    torch.manual_seed(config.seed)
+    return model.efficientnet(
+        config.arch, num_classes, dropout=config.dropout, survival_prob=config.survival_prob,
+        small_images=config.small_images,
+    )
+
+
+# ------------------------------------------------------------------ the joint loss
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over images of -sum_c targets_c log softmax(logits)_c; both (N, num_classes)."""
+    return -(targets * F.log_softmax(logits.float(), dim=1)).sum(1).mean()
+
+
+def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
+    """Mix targets (N, num_classes) with the uniform distribution."""
+    return targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
+
+
+def joint_loss(logits: Tensor, labels: Tensor, pseudo_targets: Tensor | None,
+               label_smoothing: float = 0.1, normalization: str = "concat") -> Tensor:
+    """Cross entropy on labelled and pseudo-labelled images (Algorithm 1, step 3).
+
+    With the means over the labelled and unlabelled part of the batch L and U, and r unlabelled
+    images for each labelled one:
+        "concat"      (L + r U) / (1 + r): section 3.1's average over the concatenated batch
+        "algorithm1"  L + U
+        "official"    L + r U: the authors' code
+
+    Args:
+        logits: (B + U, num_classes), the labelled images first.
+        labels: (B,) int64; they are smoothed.
+        pseudo_targets: (U, num_classes) probabilities, used as they are; None: labels alone.
+    """
+    labeled = F.cross_entropy(
+        logits[: len(labels)].float(), labels, label_smoothing=label_smoothing
+    )
+    if pseudo_targets is None:
+        return labeled
+    unlabeled = cross_entropy(logits[len(labels):], pseudo_targets)
+    ratio = len(pseudo_targets) / len(labels)
+    if normalization == "algorithm1":
+        return labeled + unlabeled
+    total = labeled + ratio * unlabeled
+    return total if normalization == "official" else total / (1 + ratio)
+
+
+# ------------------------------------------------------------------ optimisation
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Learning rate of a step (from 0): linear warm-up, then exponential or cosine decay.
+
+    paper, section 3.1: "starts at 0.128 for labeled batch size 2048 and decays by 0.97 every 2.4
+    epochs"; the warm-up over 5 epochs and the staircase are the authors' code's.
+    """
+    epoch = step / config.steps_per_epoch
+    peak = config.learning_rate * config.batch_size / 256
+    if epoch < config.warmup_epochs:
+        return peak * epoch / config.warmup_epochs
+    if config.schedule == "cosine":
+        # here: for runs of a few epochs, where a decay by 0.97 would hardly begin
+        progress = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+        return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return peak * config.decay_rate ** math.floor(epoch / config.decay_epochs + 1e-9)
+
+
+class RMSpropTF(torch.optim.Optimizer):
+    """RMSProp as in TensorFlow, which EfficientNet's recipe relies on.
+
+    Unlike torch.optim.RMSprop, epsilon is inside the square root, the squared average starts at
+    one, and the learning rate is inside the momentum buffer:
+
+        square  <- decay * square + (1 - decay) * gradient^2
+        buffer  <- momentum * buffer + learning rate * gradient / sqrt(square + epsilon)
+        weight  <- weight - buffer
+
+    `weight_decay` is L2 in the loss: it adds weight_decay * weight to the gradient.
+    """
+
+    def __init__(self, params, lr: float = 0.016, decay: float = 0.9, momentum: float = 0.9,
+                 eps: float = 1e-3, weight_decay: float = 0.0):
+        super().__init__(params, dict(lr=lr, decay=decay, momentum=momentum, eps=eps,
+                                      weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["square"] = torch.ones_like(weight)
+                    self.state[weight]["buffer"] = torch.zeros_like(weight)
+            gradients = [weight.grad for weight in weights]
+            squares = [self.state[weight]["square"] for weight in weights]
+            buffers = [self.state[weight]["buffer"] for weight in weights]
+            if group["weight_decay"]:
+                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+            torch._foreach_mul_(squares, group["decay"])
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["decay"])
+            roots = torch._foreach_add(squares, group["eps"])
+            torch._foreach_sqrt_(roots)
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_addcdiv_(buffers, gradients, roots, group["lr"])
+            torch._foreach_sub_(weights, buffers)
+        return loss
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of a configuration; weight decay on everything but BatchNorm."""
+    decayed, plain = [], []
+    for module in network.modules():
+        group = plain if isinstance(module, nn.BatchNorm2d) else decayed
+        group.extend(module.parameters(recurse=False))
+    groups = [{"params": decayed, "weight_decay": config.weight_decay},
+              {"params": plain, "weight_decay": 0.0}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=1.0, momentum=config.momentum, nesterov=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=1.0, betas=(config.momentum, 0.999))
+    return RMSpropTF(groups, lr=1.0, momentum=config.momentum)
+
+
+class ModelEMA:
+    """Exponential moving average of weights and BatchNorm statistics.
+
+    `network` holds the average, in evaluation mode: it is what is evaluated, saved and labels.
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.9999):
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Average in the weights after step `step` (from 0), with decay min(d, (1+t)/(10+t))."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages, values = [], []
+        for average, value in zip(self.network.state_dict().values(),
+                                  network.state_dict().values(), strict=True):
+            if value.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)  # BatchNorm's count of batches
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+# ------------------------------------------------------------------ batches
+
+
+def seed_of(*numbers: int) -> int:
+    """One well-mixed seed from several numbers, such as a run's seed and a step."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def shuffled_batches(size: int, batch_size: int, first: int, last: int,
+                     seed: int) -> Iterator[Tensor]:
+    """Index batches `first` to `last` of an endless chain of shuffles of range(size).
+
+    Batch t is a function of (size, batch_size, seed, t) alone, so a run that starts again in the
+    middle sees the images it would have seen. A batch may be larger than the set.
+    """
+    shuffle_number, order = -1, None
+    for step in range(first, last):
+        batch, position = [], step * batch_size
+        while position < (step + 1) * batch_size:
+            number, offset = divmod(position, size)
+            if number != shuffle_number:
+                generator = torch.Generator().manual_seed(seed_of(seed, number))
+                shuffle_number, order = number, torch.randperm(size, generator=generator)
+            taken = order[offset: offset + (step + 1) * batch_size - position]
+            batch.append(taken)
+            position += len(taken)
+        yield torch.cat(batch)
+
+
+def read_training_images(images: ImageSet, batch_size: int, config: TrainConfig, first: int,
+                         workers: int, stream: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(indices, uint8 images) of steps `first` to the last: `stream` tells apart the two sets."""
+    seed = seed_of(config.seed, stream)
+
+    def indices() -> Iterator[Tensor]:
+        return shuffled_batches(len(images), batch_size, first, config.total_steps, seed)
+
+    pixels = data.read_batches(
+        images, indices(), config.image_size, train=True, seed=seed, first=first, workers=workers,
+        crop=augment.random_resized_crop,
+    )
+    return zip(indices(), pixels, strict=True)
+
+
+def noise_images(images: Tensor, config: TrainConfig, labeled: int, step: int) -> Tensor:
+    """Input noise (section 2) on a uint8 batch whose first `labeled` images have labels."""
+    generator = torch.Generator().manual_seed(seed_of(config.seed, 2, step))
+    rand_augment = None
+    if config.rand_augment_operations:
+        rand_augment = augment.RandAugment(
+            config.rand_augment_operations, config.rand_augment_magnitude
+        )
+    noise = augment.augment_small if config.image_size <= 64 else augment.augment_large
+    if config.augment_unlabeled:
+        return noise(images, rand_augment, generator, flip=config.flip)
+    return torch.cat(
+        [noise(images[:labeled], rand_augment, generator, flip=config.flip), images[labeled:]]
+    )
+
+
+# ------------------------------------------------------------------ training
+
+
+def top1(network: nn.Module, images: ImageSet, image_size: int, **options) -> float:
+    """Accuracy in percent on clean, centre-cropped images."""
+    probabilities = pseudo_label.predict(network, images, image_size, **options)
+    return 100 * (probabilities.argmax(1) == images.labels).double().mean().item()
+
+
+def save(path: Path, contents: dict) -> None:
+    """Save tensors and plain values; the file is either the old one or complete."""
+    data.write_atomically(path, lambda file: torch.save(contents, file))
+
+
+def load_checkpoint(path: str | Path, device: torch.device) -> tuple[model.EfficientNet, dict]:
+    """The network of a checkpoint of train(), in evaluation mode, and what is known of it."""
+    if not Path(path).is_file():
+        raise InputError(f"there is no checkpoint {path}: train one with train.py")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        meta = json.loads(contents["meta"]) | {key: contents[key] for key in ("val_top1", "step")}
+        network = build_model(TrainConfig(**meta["config"]), len(meta["classes"]))
+        network = model.load_pretrained(network, contents["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not a checkpoint of train.py: {error}") from None
+    return network.to(device, memory_format=torch.channels_last).eval(), meta
+
+
+def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = None,
+          unlabeled: ImageSet | None = None, pseudo_targets: np.ndarray | None = None, *,
+          out: str | Path, device: torch.device | str = "cpu", workers: int = 2,
+          checkpoint_steps: int = 500, log_steps: int = 20, log: str | Path | None = None,
+          name: str = "train") -> Path:
+    """Train one model, teacher or student; returns the path of its checkpoint.
+
+    The checkpoint holds the EMA with the best validation accuracy (the last one of equals), or the
+    last EMA where there is no validation set. If `out` exists the run is finished and nothing is
+    done; if only its `.resume` file exists the run goes on from there.
+
+    Args:
+        unlabeled, pseudo_targets: K selected images (duplicates included) and their targets
+            (K, num_classes); None: labels alone.
+        out: the checkpoint to write.
+        log: JSON-lines file to append to; default: beside the checkpoint.
+
+    Raises:
+        InputError: sizes do not fit, or the run to continue had another configuration.
+        FloatingPointError: the loss is not finite; the last checkpoint stays.
+    """
+    out, device = Path(out), torch.device(device)
+    resume, log = out.with_suffix(".resume"), Path(log or out.with_suffix(".jsonl"))
+    if len(labeled) == 0:
+        raise InputError("there are no labelled images to train on")
+    if unlabeled is not None and len(unlabeled) != len(pseudo_targets):
+        raise InputError(
+            f"{len(unlabeled)} images do not match {len(pseudo_targets)} pseudo labels"
+        )
+    config = replace(config, labeled_images=len(labeled))
+    meta = json.dumps({"config": asdict(config), "classes": labeled.classes, "name": name})
+    if out.exists():
+        if torch.load(out, map_location="cpu", weights_only=True)["meta"] != meta:
+            raise InputError(f"{out} was trained with other settings: choose another output")
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    # Student, its average, and the optimizer. channels_last is faster on CPU and CUDA.
+    network = build_model(config, len(labeled.classes))
+    network = network.to(device, memory_format=torch.channels_last).train()
+    average = ModelEMA(network, config.ema_decay)
+    optimizer = make_optimizer(network, config)
+    first, best, log_size = 0, {"top1": -1.0}, log.stat().st_size if log.exists() else 0
+    if resume.exists():
+        state = torch.load(resume, map_location="cpu", weights_only=True)
+        if state["meta"] != meta:
+            raise InputError(
+                f"{resume} belongs to a run with other settings: continue with those, or choose "
+                "another --out"
+            )
+        network.load_state_dict(state["network"])
+        average.network.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, best, log_size = state["step"], state["best"], state["log_size"]
+    if log.exists():
+        os.truncate(log, min(log_size, log.stat().st_size))  # lines after the checkpoint come again
+
+    # Batches: labelled images, and r times as many pseudo-labelled ones.
+    batches = read_training_images(labeled, config.batch_size, config, first, workers, stream=0)
+    if unlabeled is not None and config.unlabeled_ratio:
+        pseudo_batches = read_training_images(
+            unlabeled, config.batch_size * config.unlabeled_ratio, config, first, workers, stream=1
+        )
+        batches = zip(batches, pseudo_batches, strict=True)
+    else:
+        batches = ((batch, None) for batch in batches)
+
+    evaluate_steps = max(1, round(config.evaluate_epochs * config.steps_per_epoch))
+    bar = tqdm(batches, name, config.total_steps, initial=first, unit="step",
+               mininterval=0.5 if sys.stderr.isatty() else 20)
+    seen, started = 0, time.perf_counter()
+    with open(log, "a") as log_file:
+        for step, ((index, images), pseudo_batch) in enumerate(bar, start=first):
+            # Every random number of a step comes from the run's seed and the step, so a run that
+            # was interrupted ends with the same weights as one that was not.
+            torch.manual_seed(seed_of(config.seed, 3, step))
+            labels, targets, noised = labeled.labels[index], None, None
+            if pseudo_batch is not None:
+                pseudo_index, pseudo_images = pseudo_batch
+                images = torch.cat([images, pseudo_images])
+                targets = torch.from_numpy(pseudo_targets[pseudo_index.numpy()]).float()
+                if config.pseudo_labels == "hard":  # smoothed as labels are, in the authors' code
+                    targets = smooth(targets, config.label_smoothing)
+                targets = devices.place(targets, device)
+                if not config.model_noise_unlabeled:  # table 6, "student w/o SD, Dropout"
+                    noised = devices.place(torch.arange(len(images)) < len(labels), device)
+            images, labels = devices.place(images, device), devices.place(labels, device)
+            images = augment.normalize(noise_images(images, config, len(labels), step))
+            images = images.contiguous(memory_format=torch.channels_last)
+
+            with devices.autocast(device, config.precision):
+                logits = network(images, noised)
+            loss = joint_loss(logits, labels, targets, config.label_smoothing,
+                              config.normalization)
+            optimizer.zero_grad()
+            loss.backward()
+            rate = learning_rate(step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            average.update(network, step)
+            devices.finish_step(device)
+            seen += len(images)
+            done = step + 1
+
+            if done % log_steps == 0 or done == config.total_steps:
+                line = describe(step, config, logits.detach().float(), labels, targets, loss, rate)
+                line["images_per_second"] = round(seen / (time.perf_counter() - started), 1)
+                if not math.isfinite(line["loss"]):
+                    raise FloatingPointError(
+                        f"{name}: the loss is {line['loss']} at step {step}, learning rate "
+                        f"{rate:.3g}. Try a lower learning rate or a longer warm-up; {resume} "
+                        "holds the last good state"
+                    )
+                bar.set_postfix(loss=f"{line['loss']:.3f}", best=f"{best['top1']:.1f}%"
+                                if best["top1"] >= 0 else "-",
+                                images_s=f"{line['images_per_second']:.0f}")
+                log_file.write(json.dumps({"name": name, **line}) + "\n")
+                log_file.flush()
+            if done % evaluate_steps == 0 or done == config.total_steps:
+                accuracy = 0.0
+                if validation is not None:
+                    accuracy = top1(average.network, validation, config.image_size, device=device)
+                    log_file.write(json.dumps({"name": name, "step": step, "val_top1": accuracy})
+                                   + "\n")
+                    log_file.flush()
+                if accuracy >= best["top1"]:
+                    best = {"top1": accuracy, "step": step,
+                            "model": to_host(average.network.state_dict())}
+            if done % checkpoint_steps == 0 and done < config.total_steps:
+                save(resume, {
+                    "meta": meta, "step": done, "best": best, "log_size": log_file.tell(),
+                    "network": to_host(network.state_dict()),
+                    "average": to_host(average.network.state_dict()),
+                    "optimizer": to_host(optimizer.state_dict()),
+                })
+    save(out, {"meta": meta, "model": best["model"], "val_top1": best["top1"],
+               "step": best["step"]})
+    resume.unlink(missing_ok=True)
+    return out
+
+
+def describe(step: int, config: TrainConfig, logits: Tensor, labels: Tensor,
+             targets: Tensor | None, loss: Tensor, rate: float) -> dict:
+    """What the log says of a step: the losses of both parts and how often the student agrees."""
+    labeled, unlabeled = logits[: len(labels)], logits[len(labels):]
+    line = {
+        "step": step, "epoch": round(step / config.steps_per_epoch, 3), "learning_rate": rate,
+        "loss": loss.item(),
+        "loss_labeled": F.cross_entropy(labeled, labels).item(),
+        "accuracy_labeled": 100 * (labeled.argmax(1) == labels).float().mean().item(),
+    }
+    if targets is not None:
+        agreement = unlabeled.argmax(1) == targets.argmax(1)
+        line["loss_unlabeled"] = cross_entropy(unlabeled, targets).item()
+        line["agreement_unlabeled"] = 100 * agreement.float().mean().item()
+    return line
+
+
+def to_host(state: dict) -> dict:
+    """A copy of a state dict, nested or not, with its tensors on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: to_host(value) for key, value in state.items()}
+    return [to_host(value) for value in state] if isinstance(state, list) else state
+
+
+# ------------------------------------------------------------------ command line
+
+
+def add_config_flags(parser: argparse.ArgumentParser, skip: tuple[str, ...] = ()) -> None:
+    """One flag for each field of TrainConfig; the comment beside the field is its help."""
+    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(TrainConfig), re.M))
+    group = parser.add_argument_group("training (defaults: those of the plan)")
+    for field in fields(TrainConfig):
+        if field.name in skip or field.name == "labeled_images":
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        text = comments.get(field.name, "").replace("%", "%%") or None
+        if field.type is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            group.add_argument(flag, type=field.type, default=None, help=text,
+                               choices=CHOICES.get(field.name), metavar=None
+                               if field.name in CHOICES else field.type.__name__.upper())
+
+
+def config_overrides(arguments: argparse.Namespace) -> dict:
+    """The fields of TrainConfig that the command line gives."""
+    given = vars(arguments)
+    names = [field.name for field in fields(TrainConfig)]
+    return {name: given[name] for name in names if given.get(name) is not None}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Train one teacher (labels alone) or one student (with pseudo labels)."
+    )
+    parser.add_argument("--labeled", required=True, metavar="DIR", help="class folders of images")
+    parser.add_argument("--val", metavar="DIR", help="class folders to choose the checkpoint by")
+    parser.add_argument("--unlabeled", metavar="DIR", help="the pool that was pseudo-labelled")
+    parser.add_argument("--pseudo-label-dir", metavar="DIR", help="what pseudo_label.py wrote")
+    parser.add_argument("--out", required=True, metavar="FILE", help="checkpoint to write")
+    parser.add_argument("--device", default="auto", choices=devices.NAMES)
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
+    parser.add_argument("--checkpoint-steps", type=int, default=500,
+                        help="steps between two states to resume from")
+    add_config_flags(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        if (arguments.unlabeled is None) != (arguments.pseudo_label_dir is None):
+            raise InputError("--unlabeled and --pseudo-label-dir go together: give both or none")
+        try:
+            config = TrainConfig(**config_overrides(arguments))
+            device = devices.choose(arguments.device)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        labeled = data.read_folder(arguments.labeled, config.image_size)
+        validation = arguments.val and data.read_folder(arguments.val, config.image_size)
+        unlabeled = targets = None
+        if arguments.unlabeled:
+            pool = data.read_pool(arguments.unlabeled, config.image_size, labeled.classes)
+            labels = pseudo_label.read_labels(
+                arguments.pseudo_label_dir, pseudo_label.pool_settings(pool)
+            )
+            unlabeled = pool.subset(torch.tensor(labels.index))
+            targets = labels.targets
+        train(config, labeled, validation, unlabeled, targets, out=arguments.out, device=device,
+              workers=arguments.workers, checkpoint_steps=arguments.checkpoint_steps,
+              name=Path(arguments.out).stem)
+    except (InputError, FloatingPointError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
