@@ -49,10 +49,11 @@ SMALL = TrainConfig(
     image_size=32, rand_augment_magnitude=5, optimizer="adamw", weight_decay=0.02,
     schedule="cosine",
 )
-DEMO = replace(
-    SMALL, arch="0.25x0.5", dropout=0.2, batch_size=64, unlabeled_ratio=2, learning_rate=0.04,
-    ema_decay=0.98, epochs=100, evaluate_epochs=20,
+DEMO_TEACHER = replace(  # as the authors' B0: crops and flips, no RandAugment
+    SMALL, arch="0.25x0.5", rand_augment_operations=0, dropout=0.2, batch_size=64,
+    unlabeled_ratio=2, learning_rate=0.04, ema_decay=0.98, epochs=100, evaluate_epochs=20,
 )
+DEMO = replace(DEMO_TEACHER, rand_augment_operations=2, epochs=128)
 CIFAR_CPU = replace(
     SMALL, arch="0.35x0.5", dropout=0.2, batch_size=64, unlabeled_ratio=3, learning_rate=0.012,
     ema_decay=0.995, epochs=60, evaluate_epochs=5,
@@ -66,7 +67,7 @@ L2 = replace(PAPER, arch="l2", image_size=475, unlabeled_ratio=14)
 
 PLANS: dict[str, tuple[Generation, ...]] = {
     "demo": (
-        Generation("teacher", DEMO),
+        Generation("teacher", DEMO_TEACHER),
         Generation("student 1", DEMO, per_class=800),
         Generation("student 2", replace(DEMO, arch="0.35x0.6"), per_class=800),
     ),
@@ -132,7 +133,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
             # paper: B0 chooses the images once, later teachers only label them again; here: every
             # teacher chooses, since labelling a small pool costs seconds and the later ones are
             # better at it.
-            teacher, _ = train.load_checkpoint(checkpoint, device)
+            teacher, _ = pseudo_label.load_teacher(checkpoint, device)
             labels = pseudo_label.label(
                 teacher, splits.unlabeled, out / f"{name.replace(' ', '-')}-labels",
                 image_size=config.image_size, kind=config.pseudo_labels,
@@ -158,7 +159,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
 
     # Every choice is made: only now is the test set read.
     def test(checkpoint: Path, image_size: int) -> tuple[float, dict, int]:
-        network, meta = train.load_checkpoint(checkpoint, device)
+        network, meta = pseudo_label.load_teacher(checkpoint, device)
         accuracy = train.top1(network, splits.test, image_size, **options)
         return accuracy, meta, model.count_parameters(network)
 
@@ -285,8 +286,8 @@ def read_splits(arguments: argparse.Namespace, plan: str, image_size: int) -> Sp
         sizes = {"labels_per_class": arguments.labels_per_class,
                  "unlabeled": arguments.unlabeled_images}
         return data.demo(arguments.seed, **{k: v for k, v in sizes.items() if v is not None})
-    raise InputError(f"plan {plan} needs images: give --labeled, --unlabeled and --test, or --train "
-                     "and --test, or --dataset")
+    raise InputError(f"plan {plan} needs images: give --labeled, --unlabeled and --test, or "
+                     "--train and --test, or --dataset")
 
 
 def choose_generations(arguments: argparse.Namespace, plan: str) -> tuple[Generation, ...]:

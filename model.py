@@ -241,7 +241,7 @@ class EfficientNet(nn.Module):
                 if small_images and number in (2, 3):
                     stride = 1
                 # Linear decay. paper: 0.8 "for the final layer"; here as in the authors' code:
-                # block i of n (from 0) drops with 0.2 * i / n, the last survives with 0.8 + 0.2 / n.
+                # block i of n, from 0, drops with 0.2 * i / n, so the last with a bit less than 0.2.
                 survival = 1 - (1 - survival_prob) * index / sum(repeats)
                 blocks.append(
                     Block(channels, outputs, stage.kernel, stride, stage.expansion, survival)

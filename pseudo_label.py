@@ -13,8 +13,11 @@ writes LABELS/index.npy (K,), LABELS/targets.npy (K, num_classes) float16 and LA
 """
 
 
+import argparse
 import hashlib
 import json
+import pickle
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +29,32 @@ from tqdm import tqdm
 import augment
 import data
 import device as devices
+import model
 from data import ImageSet, InputError
+
+
+def load_teacher(path: str | Path, device: torch.device) -> tuple[model.EfficientNet, dict]:
+    """The network of a checkpoint of train.py, in evaluation mode, and what is known of it.
+
+    The description holds "config", "classes", "name", "val_top1" and "step". Raises InputError if
+    there is no such file or it is something else: never a network with random weights.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no checkpoint {path}: train one with train.py")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        known = json.loads(contents["meta"]) | {key: contents[key] for key in ("val_top1", "step")}
+        config = known["config"]
+        network = model.efficientnet(
+            config["arch"], len(known["classes"]), dropout=config["dropout"],
+            survival_prob=config["survival_prob"], small_images=config["small_images"],
+        )
+        model.load_pretrained(network, contents["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, OSError,
+            pickle.UnpicklingError) as error:
+        reason = type(error).__name__
+        raise InputError(f"{path} is not a checkpoint of train.py ({reason})") from None
+    return network.to(device, memory_format=torch.channels_last).eval(), known
 
 
 @torch.no_grad()
@@ -244,3 +272,40 @@ def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: in
     labels = PseudoLabels(index, targets, counts, top1, per_stage)
     write_labels(Path(out), labels, settings)
     return read_labels(out, settings)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Label a pool of images with a teacher; filter and balance the labels."
+    )
+    add = parser.add_argument
+    add("--teacher", required=True, metavar="FILE", help="checkpoint of train.py or iterate.py")
+    add("--unlabeled", required=True, metavar="DIR", help="images, nested as you like")
+    add("--out", required=True, metavar="DIR", help="where the labels go, for train.py")
+    add("--kind", choices=("soft", "hard"), default="soft")
+    add("--temperature", type=float, default=1.0, help="of soft labels; below 1 they are sharper")
+    add("--threshold", type=float, default=0.3, help="confidence to exceed; 0 keeps every image")
+    add("--per-class", type=int, default=130_000, help="images of each class after balancing")
+    add("--balance", action=argparse.BooleanOptionalAction, default=True)
+    add("--seed", type=int, default=0, help="of the duplicates")
+    add("--device", choices=devices.NAMES, default="auto")
+    add("--workers", type=int, default=2, help="processes that decode images")
+    arguments = vars(parser.parse_args(argv))
+    try:
+        try:
+            device = devices.choose(arguments.pop("device"))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        teacher, known = load_teacher(arguments.pop("teacher"), device)
+        size = known["config"]["image_size"]
+        pool = data.read_pool(arguments.pop("unlabeled"), size, tuple(known["classes"]))
+        labels = label(teacher, pool, image_size=size, device=device, **arguments)
+    except InputError as error:
+        print(f"pseudo_label.py: {error}", file=sys.stderr)
+        return 2
+    print(", ".join(f"{name} {count:,}" for name, count in labels.counts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,7 @@ in the model (section 2). TrainConfig's defaults are the paper's EfficientNet-B7
 
     python train.py --labeled DIR --val DIR --arch b0 --out teacher.pt
     python train.py --labeled DIR --val DIR --arch b0 --out student.pt \\
-        --unlabeled DIR --pseudo-labels LABELS
+        --unlabeled DIR --pseudo-label-dir LABELS
 
 The same command again continues where the last one stopped.
 """
@@ -241,9 +241,13 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
     groups = [{"params": decayed, "weight_decay": config.weight_decay},
               {"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=1.0, momentum=config.momentum, nesterov=True)
+        return torch.optim.SGD(
+            groups, lr=1.0, momentum=config.momentum, nesterov=True, foreach=True
+        )
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=1.0, betas=(config.momentum, 0.999))
+        return torch.optim.AdamW(
+            groups, lr=1.0, betas=(config.momentum, 0.999), foreach=True
+        )
     return RMSpropTF(groups, lr=1.0, momentum=config.momentum)
 
 
@@ -344,20 +348,6 @@ def top1(network: nn.Module, images: ImageSet, image_size: int, **options) -> fl
 def save(path: Path, contents: dict) -> None:
     """Save tensors and plain values; the file is either the old one or complete."""
     data.write_atomically(path, lambda file: torch.save(contents, file))
-
-
-def load_checkpoint(path: str | Path, device: torch.device) -> tuple[model.EfficientNet, dict]:
-    """The network of a checkpoint of train(), in evaluation mode, and what is known of it."""
-    if not Path(path).is_file():
-        raise InputError(f"there is no checkpoint {path}: train one with train.py")
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-        meta = json.loads(contents["meta"]) | {key: contents[key] for key in ("val_top1", "step")}
-        network = build_model(TrainConfig(**meta["config"]), len(meta["classes"]))
-        network = model.load_pretrained(network, contents["model"])
-    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} is not a checkpoint of train.py: {error}") from None
-    return network.to(device, memory_format=torch.channels_last).eval(), meta
 
 
 def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = None,

@@ -185,9 +185,11 @@ def test_folders_finds_the_pool_at_any_depth_without_labels(own):
 
 
 def test_folders_holds_out_a_tenth_but_at_least_one_of_each_class(own):
+    write_classes(own["labeled_dir"] / "dog", ["more"], 20, first_seed=600)
+    (own["labeled_dir"] / "cat" / "0000.png").unlink()
     splits = data.folders(**own)
-    assert splits.validation.labels.tolist() == [0, 1]
-    assert len(splits.labeled) == 18
+    assert splits.validation.labels.tolist() == [0, 1, 1, 1]
+    assert splits.labeled.labels.bincount().tolist() == [8, 27]
     assert not images_of(splits)["labeled"] & images_of(splits)["validation"]
 
 
@@ -466,7 +468,7 @@ def test_imagenette_is_read_from_its_folders(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [urllib.error.URLError("no route"), RuntimeError("corrupt"), ImportError("scipy")]
+    "error", [urllib.error.URLError("no route"), RuntimeError("bad\nfile"), ImportError("scipy")]
 )
 def test_published_set_without_data_or_network_is_one_clear_line(monkeypatch, tmp_path, error):
     def fail(*_, **__):

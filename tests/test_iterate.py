@@ -1,0 +1,213 @@
+"""The loop of Algorithm 1 from the command line: what it reports, continues and refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import iterate
+import pseudo_label
+import train
+
+SHORT = ["--unlabeled-images", "120", "--labels-per-class", "3", "--epochs", "2", "--per-class",
+         "8", "--threshold", "0.05", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def short_demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    assert iterate.main([*SHORT, "--out", str(out)]) == 0
+    return out
+
+
+def report(out):
+    return json.loads((out / "report.json").read_text())
+
+
+def test_the_run_directory_holds_everything(short_demo):
+    names = {path.name for path in short_demo.iterdir()}
+    assert {"config.json", "log.jsonl", "teacher.pt", "student-1.pt", "student-2.pt",
+            "report.json", "report.png"} <= names
+    assert not [name for name in names if name.endswith((".tmp", ".resume"))]
+
+
+def test_the_report_has_a_row_for_each_generation(short_demo):
+    rows = report(short_demo)["generations"]
+    assert [row["name"] for row in rows] == ["teacher", "student 1", "student 2"]
+    teacher, *students = rows
+    assert teacher["unlabeled"] is None and teacher["labels_only_test_top1"] is None
+    for row in students:
+        assert row["unlabeled"]["pool"] == 120
+        assert row["unlabeled"]["unique"] <= row["unlabeled"]["confident"] <= 120
+        assert row["unlabeled"]["balanced"] % 8 == 0
+        assert 0 <= row["pseudo_label_top1"] <= 100 and row["labels_only_test_top1"] is not None
+    assert students[0]["labels_only_test_top1"] == teacher["test_top1"]  # the same architecture
+    sizes = [row["parameters"] for row in rows]
+    assert sizes == sorted(sizes)
+
+
+def test_the_last_student_is_the_next_teacher(short_demo):
+    teacher, _ = pseudo_label.load_teacher(short_demo / "student-1.pt", torch.device("cpu"))
+    settings = json.loads((short_demo / "student-2-labels" / "labels.json").read_text())["settings"]
+    assert settings["teacher"] == pseudo_label.teacher_hash(teacher)
+
+
+def test_test_accuracy_is_that_of_the_checkpoint(short_demo):
+    network, _ = pseudo_label.load_teacher(short_demo / "student-2.pt", torch.device("cpu"))
+    splits = data.demo(0, labels_per_class=3, unlabeled=120)
+    assert train.top1(network, splits.test, 32) == report(short_demo)["generations"][2]["test_top1"]
+
+
+def test_equal_seeds_give_equal_reports(short_demo, tmp_path):
+    assert iterate.main([*SHORT, "--out", str(tmp_path / "again")]) == 0
+    assert report(tmp_path / "again") == report(short_demo)
+
+
+def test_the_same_command_again_continues(short_demo, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(short_demo, out)
+    for name in ("student-2.pt", "report.json", "report.png"):
+        (out / name).unlink()
+    before = (out / "student-1.pt").stat().st_mtime_ns
+    assert iterate.main([*SHORT, "--out", str(out)]) == 0
+    assert (out / "student-1.pt").stat().st_mtime_ns == before
+    assert report(out) == report(short_demo)
+
+
+def test_a_run_directory_of_another_run_is_not_overwritten(short_demo, capsys):
+    before = (short_demo / "report.json").read_bytes()
+    assert iterate.main([*SHORT, "--seed", "1", "--out", str(short_demo)]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert (short_demo / "report.json").read_bytes() == before
+
+
+def test_generations_of_the_paper_are_those_of_table_7():
+    plan = iterate.PLANS["paper"]
+    assert [generation.config.arch for generation in plan] == ["b7", "l2", "l2", "l2"]
+    assert [generation.config.unlabeled_ratio for generation in plan[1:]] == [14, 14, 28]
+    assert plan[1].threshold == 0.3 and plan[1].per_class == 130_000
+
+
+def test_students_of_every_plan_are_equal_or_larger():
+    for plan in iterate.PLANS.values():
+        sizes = iterate.check_sizes(plan, 1000)
+        assert sizes == sorted(sizes)
+
+
+def test_noise_can_be_taken_from_the_unlabeled_images_alone(tmp_path):
+    out = str(tmp_path / "r")
+    assert iterate.main([*SHORT, "--no-noise", "--no-labels-only", "--out", out]) == 0
+    generations = json.loads((tmp_path / "r" / "config.json").read_text())["generations"]
+    teacher, student = generations[0]["config"], generations[1]["config"]
+    assert not student["augment_unlabeled"] and not student["model_noise_unlabeled"]
+    assert student["rand_augment_operations"] == teacher["rand_augment_operations"] == 2
+
+
+# ------------------------------------------------------------------ anyone's own images
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two classes, 40x36 pixels: bright and dark, with an unlabelled pool nested in folders."""
+    random = np.random.default_rng(0)
+
+    def write(path, low):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(low, low + 100, (40, 36, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+    for number in range(6):
+        for low, name in ((0, "dark"), (150, "bright")):
+            write(tmp_path / "labeled" / name / f"{number}.png", low)
+            write(tmp_path / "test" / name / f"{number}.png", low)
+            write(tmp_path / "pool" / "deep" / "er" / f"{name}{number}.png", low)
+    return tmp_path
+
+
+def own(folders, *more, labeled="labeled", test="test"):
+    return ["--plan", "cifar10-cpu", "--labeled", str(folders / labeled), "--unlabeled",
+            str(folders / "pool"), "--test", str(folders / test), "--arch", "0.25x0.34", "--epochs",
+            "2", "--batch-size", "4", "--per-class", "6", "--threshold", "0.1", "--device", "cpu",
+            "--workers", "0", "--out", str(folders / "out"), *more]
+
+
+def test_own_folders_run_end_to_end_and_broken_pool_files_are_named(folders):
+    (folders / "pool" / "broken.jpg").write_bytes(b"not an image")
+    assert iterate.main(own(folders)) == 0
+    result = report(folders / "out")
+    assert result["generations"][1]["pseudo_label_top1"] is None  # nobody knows the truth
+    assert any("broken.jpg" in name for name in result["notes"]["skipped_files"])
+
+
+def test_images_larger_than_64_pixels_stay_files(folders):
+    arguments = own(folders, "--image-size", "72", "--batch-size", "2")
+    assert iterate.main(arguments) == 0
+    assert (folders / "out" / "report.png").stat().st_size > 10_000
+
+
+def empty_class(folders):
+    (folders / "labeled" / "empty").mkdir()
+
+
+def other_classes(folders):
+    (folders / "test" / "dark").rename(folders / "test" / "darker")
+
+
+def broken_label(folders):
+    (folders / "labeled" / "dark" / "broken.png").write_bytes(b"x")
+
+
+@pytest.mark.parametrize(("prepare", "more", "expected"), [
+    (None, ["--labeled", "nowhere"], "nowhere"),
+    (empty_class, [], "empty"),
+    (other_classes, [], "darker"),
+    (broken_label, [], "broken.png"),
+    (None, ["--arch", "0.5x0.5", "0.25x0.34"], "smaller than its teacher"),
+    (None, ["--arch", "b99"], "b99"),
+    (None, ["--val-per-class", "6"], "dark"),
+])
+def test_wrong_input_ends_with_one_clear_line(prepare, more, expected, folders, capsys):
+    if prepare:
+        prepare(folders)
+    assert iterate.main(own(folders, *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert expected in error and error.startswith("iterate.py: ")
+    assert not (folders / "out").exists()  # nothing half-written
+
+
+def test_a_smaller_student_is_possible_when_asked_for(folders):
+    arguments = own(folders, "--arch", "0.25x0.5", "0.25x0.34", "--allow-smaller-student")
+    assert iterate.main(arguments) == 0
+
+
+def test_more_labels_than_there_are_is_an_error(folders, capsys):
+    arguments = ["--plan", "cifar10-cpu", "--train", str(folders / "labeled"), "--test",
+                 str(folders / "test"), "--labels-per-class", "6", "--val-per-class", "1",
+                 "--out", str(folders / "out")]
+    assert iterate.main(arguments) == 2
+    assert "dark" in capsys.readouterr().err or "bright" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_not_there_is_an_error(tmp_path, capsys):
+    assert iterate.main(["--device", "cuda", "--out", str(tmp_path / "out")]) == 2
+    assert "cuda is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--plan", "imagenet"], ["--learning-rte", "1"]])
+def test_an_unknown_plan_or_flag_exits_with_2(arguments):
+    command = [sys.executable, str(Path(iterate.__file__)), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
