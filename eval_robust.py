@@ -24,7 +24,6 @@ Images travel as pixels, 0 to 255, and `model` is always a callable from such (N
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -724,13 +723,8 @@ def load_network(path: Path, arch: str) -> tuple[models.EfficientNet, list[str],
 
 
 def write_results(path: Path, results: dict) -> None:
-    """The file is the old one or the new one, never a half."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(json.dumps(results, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    text = json.dumps(results, indent=1).encode() + b"\n"
+    data.write_atomically(path, lambda file: file.write(text))
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -39,7 +39,9 @@ class Generation:
     name: str
     config: TrainConfig
     threshold: float = 0.3  # of confidence, section 3.1
-    per_class: int = 130_000  # images of each class after balancing, section 3.1
+    # Images of each class after balancing. paper, section 3.1: 130,000 of 300 M images and 1000
+    # classes; None: the pool's size over the number of classes.
+    per_class: int | None = None
 
 
 # What the small plans change, and why: a few hundred or thousand labels are seen hundreds of times
@@ -60,6 +62,10 @@ CIFAR_CPU_TEACHER = replace(DEMO_TEACHER, arch="0.5x0.5", ema_decay=0.99, epochs
 CIFAR_CPU = replace(
     CIFAR_CPU_TEACHER, rand_augment_operations=1, unlabeled_ratio=3, epochs=48
 )
+OWN = replace(
+    SMALL, arch="b0", image_size=224, dropout=0.2, batch_size=64, unlabeled_ratio=3,
+    rand_augment_magnitude=6, learning_rate=0.002, ema_decay=0.999, epochs=100, evaluate_epochs=5,
+)
 CIFAR = replace(
     SMALL, arch="b0", small_images=True, dropout=0.2, batch_size=128, unlabeled_ratio=7,
     learning_rate=0.004, ema_decay=0.999, epochs=300, evaluate_epochs=25, precision="bfloat16",
@@ -75,19 +81,20 @@ PLANS: dict[str, tuple[Generation, ...]] = {
     ),
     "cifar10-cpu": (
         Generation("teacher", CIFAR_CPU_TEACHER),
-        Generation("student 1", CIFAR_CPU, per_class=4100),
+        Generation("student 1", CIFAR_CPU),
     ),
     "cifar10": (
         Generation("teacher", CIFAR),
-        Generation("student 1", CIFAR, per_class=4100),
-        Generation("student 2", CIFAR, per_class=4100),
+        Generation("student 1", CIFAR),
+        Generation("student 2", CIFAR),
     ),
+    "own": (Generation("teacher", OWN), Generation("student 1", OWN), Generation("student 2", OWN)),
     # Table 7: B7, then L2 three times, the last with twice the unlabelled images in a batch.
     "paper": (
         Generation("teacher", PAPER),
-        Generation("student 1", L2),
-        Generation("student 2", L2),
-        Generation("student 3", replace(L2, unlabeled_ratio=28)),
+        Generation("student 1", L2, per_class=130_000),
+        Generation("student 2", L2, per_class=130_000),
+        Generation("student 3", replace(L2, unlabeled_ratio=28), per_class=130_000),
     ),
 }
 
@@ -122,6 +129,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
     """
     log, options = out / "log.jsonl", {"device": device, "workers": workers}
     checkpoints, rows, alone = [], [], {}
+    fair_share = max(1, len(splits.unlabeled) // len(splits.labeled.classes))
     for number, generation in enumerate(generations):
         config, name = generation.config, generation.name
         row = {"name": name, "arch": config.arch, "unlabeled": None, "pseudo_label_top1": None}
@@ -140,7 +148,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
                 teacher, splits.unlabeled, out / f"{name.replace(' ', '-')}-labels",
                 image_size=config.image_size, kind=config.pseudo_labels,
                 threshold=generation.threshold if filter_pool else 0.0,
-                per_class=generation.per_class, balance=balance, seed=config.seed,
+                per_class=generation.per_class or fair_share, balance=balance, seed=config.seed,
                 progress=f"{name}: labelling", **options,
             )
             row |= {"unlabeled": labels.counts, "pseudo_label_top1": labels.top1}
@@ -307,7 +315,7 @@ def choose_generations(arguments: argparse.Namespace, plan: str) -> tuple[Genera
         own = {"arch": arch, "seed": arguments.seed + 1000 * number}
         if arguments.arch and arch in model.SCALING:
             own["dropout"] = model.SCALING[arch].dropout
-            if plan == "paper":
+            if plan in ("own", "paper"):
                 own["image_size"] = model.SCALING[arch].resolution
         if not arguments.noise and number > 0:  # table 6, "student w/o Aug, SD, Dropout"
             own |= {"augment_unlabeled": False, "model_noise_unlabeled": False}
@@ -320,6 +328,12 @@ def choose_generations(arguments: argparse.Namespace, plan: str) -> tuple[Genera
             per_class=arguments.per_class or generation.per_class,
         ))
     return tuple(chosen)
+
+
+def plan_for(folder: str) -> str:
+    """The plan for a folder of class folders: by the size of its first image."""
+    first = next(file for files in data.list_classes(folder).values() for file in files)
+    return "cifar10" if max(data.read_image(first).size) <= 64 else "own"
 
 
 def claim_directory(out: Path, config: dict) -> None:
@@ -339,8 +353,8 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Without any flag: the demo on built-in images.",
     )
     add = parser.add_argument
-    add("--plan", choices=tuple(PLANS), help="generations and their training (default: demo, or by "
-        "the size of your images)")
+    add("--plan", choices=tuple(PLANS), help="generations and their training (default: demo; for "
+        "your images own, or cifar10 up to 64 pixels)")
     add("--out", metavar="DIR", help="run directory (default: runs/PLAN); continued if it exists")
     add("--device", default="auto", choices=devices.NAMES)
     add("--workers", type=int, default=2, help="processes that decode images")
@@ -379,12 +393,15 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, FloatingPointError) as error:
         print(f"iterate.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\niterate.py: interrupted; the same command continues", file=sys.stderr)
+        return 130
 
 
 def run(arguments: argparse.Namespace) -> int:
     """What main() does once the command line is read."""
     own_images = arguments.labeled or arguments.train
-    plan = arguments.plan or ("paper" if own_images else "demo")
+    plan = arguments.plan or ("demo" if own_images is None else plan_for(own_images))
     try:
         generations = choose_generations(arguments, plan)
         device = devices.choose(arguments.device)
@@ -403,6 +420,14 @@ def run(arguments: argparse.Namespace) -> int:
              for name in ("labeled", "unlabeled", "validation", "test")}
     print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items())
           + f" images of {len(splits.labeled.classes)} classes, on {device}")
+    removed, skipped = splits.notes["removed_from_pool"], splits.notes["skipped_files"]
+    print(f"{removed} unlabelled images equal to validation or test images removed, "
+          f"{len(skipped)} unreadable files skipped"
+          + (": " + ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+             if skipped else ""))
+    if not (out / "log.jsonl").exists():
+        line = json.dumps({"name": "images", **sizes, **splits.notes})
+        (out / "log.jsonl").write_text(line + "\n")
     report = iterate(
         generations, splits, out, device, filter_pool=arguments.filter,
         balance=arguments.balance, labels_only=arguments.labels_only, workers=arguments.workers,

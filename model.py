@@ -240,8 +240,8 @@ class EfficientNet(nn.Module):
                 stride = stage.stride if repeat == 0 else 1
                 if small_images and number in (2, 3):
                     stride = 1
-                # Linear decay. paper: 0.8 "for the final layer"; here as in the authors' code:
-                # block i of n, from 0, drops with 0.2 * i / n, so the last with a bit less than 0.2.
+                # Linear decay. paper: 0.8 "for the final layer"; here as in the authors' code,
+                # where block i of n, counted from 0, is dropped with probability 0.2 * i / n.
                 survival = 1 - (1 - survival_prob) * index / sum(repeats)
                 blocks.append(
                     Block(channels, outputs, stage.kernel, stride, stage.expansion, survival)

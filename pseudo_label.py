@@ -285,7 +285,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--kind", choices=("soft", "hard"), default="soft")
     add("--temperature", type=float, default=1.0, help="of soft labels; below 1 they are sharper")
     add("--threshold", type=float, default=0.3, help="confidence to exceed; 0 keeps every image")
-    add("--per-class", type=int, default=130_000, help="images of each class after balancing")
+    add("--per-class", type=int, help="images of each class after balancing (default: the pool's "
+        "size over the number of classes; the paper: 130,000)")
     add("--balance", action=argparse.BooleanOptionalAction, default=True)
     add("--seed", type=int, default=0, help="of the duplicates")
     add("--device", choices=devices.NAMES, default="auto")
@@ -299,6 +300,7 @@ def main(argv: list[str] | None = None) -> int:
         teacher, known = load_teacher(arguments.pop("teacher"), device)
         size = known["config"]["image_size"]
         pool = data.read_pool(arguments.pop("unlabeled"), size, tuple(known["classes"]))
+        arguments["per_class"] = arguments["per_class"] or len(pool) // len(pool.classes) or 1
         labels = label(teacher, pool, image_size=size, device=device, **arguments)
     except InputError as error:
         print(f"pseudo_label.py: {error}", file=sys.stderr)
