@@ -70,7 +70,7 @@ OWN = replace(
 )
 CIFAR = replace(
     SMALL, arch="b0", small_images=True, dropout=0.2, batch_size=128, unlabeled_ratio=7,
-    learning_rate=0.004, ema_decay=0.999, epochs=300, evaluate_epochs=25, precision="bfloat16",
+    learning_rate=0.004, ema_decay=0.999, epochs=200, evaluate_epochs=10, precision="bfloat16",
 )
 PAPER = TrainConfig()  # B7 on ImageNet
 L2 = replace(PAPER, arch="l2", image_size=475, unlabeled_ratio=14)
