@@ -46,13 +46,22 @@ class InputError(Exception):
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that takes its name only when complete: killed, the old one stays."""
-    temporary = Path(f"{path}.part")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Let `write` fill a file that takes its name only when complete: killed, the old one stays.
+
+    InputError if the disk is full or the place cannot be written to; the old file stays then too.
+    """
+    temporary = Path(f"{path}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not written ({reason}); make room or choose another place"
+                         ) from None
 
 
 @dataclass(frozen=True, eq=False)

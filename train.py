@@ -17,7 +17,6 @@ import copy
 import inspect
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -392,7 +391,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     network = network.to(device, memory_format=torch.channels_last).train()
     average = ModelEMA(network, config.ema_decay)
     optimizer = make_optimizer(network, config)
-    first, best, log_size = 0, {"top1": -1.0}, log.stat().st_size if log.exists() else 0
+    first, best = 0, {"top1": None}
     if resume.exists():
         state = torch.load(resume, map_location="cpu", weights_only=True)
         if state["meta"] != meta:
@@ -403,9 +402,8 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         network.load_state_dict(state["network"])
         average.network.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        first, best, log_size = state["step"], state["best"], state["log_size"]
-    if log.exists():
-        os.truncate(log, min(log_size, log.stat().st_size))  # lines after the checkpoint come again
+        first, best = state["step"], state["best"]
+    trim_log(log, name, first)
 
     # Batches: labelled images, and r times as many pseudo-labelled ones.
     batches = read_training_images(labeled, config.batch_size, config, first, workers, stream=0)
@@ -455,7 +453,8 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
             seen += len(images)
             done = step + 1
 
-            if done % log_steps == 0 or done == config.total_steps:
+            last, saves = done == config.total_steps, done % checkpoint_steps == 0
+            if done % log_steps == 0 or saves or last:
                 line = describe(step, config, logits.detach().float(), labels, targets, loss, rate)
                 line["images_per_second"] = round(seen / (time.perf_counter() - started), 1)
                 if not math.isfinite(line["loss"]):
@@ -464,24 +463,24 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                         f"{rate:.3g}. Try a lower learning rate or a longer warm-up; {resume} "
                         "holds the last good state"
                     )
-                bar.set_postfix(loss=f"{line['loss']:.3f}", best=f"{best['top1']:.1f}%"
-                                if best["top1"] >= 0 else "-",
+                shown = {} if best["top1"] is None else {"val": f"{best['top1']:.1f}%"}
+                bar.set_postfix(loss=f"{line['loss']:.3f}", **shown,
                                 images_s=f"{line['images_per_second']:.0f}")
                 log_file.write(json.dumps({"name": name, **line}) + "\n")
                 log_file.flush()
-            if done % evaluate_steps == 0 or done == config.total_steps:
-                accuracy = 0.0
+            if done % evaluate_steps == 0 or last:
+                accuracy = None
                 if validation is not None:
                     accuracy = top1(average.network, validation, config.image_size, device=device)
                     log_file.write(json.dumps({"name": name, "step": step, "val_top1": accuracy})
                                    + "\n")
                     log_file.flush()
-                if accuracy >= best["top1"]:
+                if accuracy is None or best["top1"] is None or accuracy >= best["top1"]:
                     best = {"top1": accuracy, "step": step,
                             "model": to_host(average.network.state_dict())}
-            if done % checkpoint_steps == 0 and done < config.total_steps:
+            if saves and not last:
                 save(resume, {
-                    "meta": meta, "step": done, "best": best, "log_size": log_file.tell(),
+                    "meta": meta, "step": done, "best": best,
                     "network": to_host(network.state_dict()),
                     "average": to_host(average.network.state_dict()),
                     "optimizer": to_host(optimizer.state_dict()),
@@ -507,6 +506,21 @@ def describe(step: int, config: TrainConfig, logits: Tensor, labels: Tensor,
         line["loss_unlabeled"] = cross_entropy(unlabeled, targets).item()
         line["agreement_unlabeled"] = 100 * agreement.float().mean().item()
     return line
+
+
+def trim_log(log: Path, name: str, first: int) -> None:
+    """Drop the lines that an interrupted run wrote from step `first` on: they come again."""
+    if not log.exists():
+        return
+    kept = []
+    for text in log.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # cut off in the middle
+        if line["name"] != name or line["step"] < first:
+            kept.append(text + "\n")
+    data.write_atomically(log, lambda file: file.write("".join(kept).encode()))
 
 
 def to_host(state: dict) -> dict:

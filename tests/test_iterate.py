@@ -159,6 +159,24 @@ def test_images_larger_than_64_pixels_stay_files(folders):
     assert (folders / "out" / "report.png").stat().st_size > 10_000
 
 
+def test_the_steps_also_run_one_by_one(folders, capsys):
+    flags = ["--arch", "0.25x0.34", "--image-size", "32", "--batch-size", "4", "--epochs", "2",
+             "--labeled", str(folders / "labeled"), "--device", "cpu", "--workers", "0"]
+    pool = ["--unlabeled", str(folders / "pool")]
+    teacher, student, labels = (str(folders / name) for name in ("t.pt", "s.pt", "labels"))
+    assert train.main([*flags, "--val", str(folders / "test"), "--out", teacher]) == 0
+    assert pseudo_label.main([*pool, "--teacher", teacher, "--out", labels, "--threshold", "0.1",
+                              "--device", "cpu", "--workers", "0"]) == 0
+    arguments = [*flags, *pool, "--pseudo-label-dir", labels, "--out", student]
+    assert train.main(arguments) == 0
+    assert "loss_unlabeled" in (folders / "s.jsonl").read_text()
+    capsys.readouterr()
+    for image in sorted((folders / "pool").rglob("*.png"))[:3]:  # other images: stale labels
+        image.unlink()
+    assert train.main([*arguments[:-1], str(folders / "other.pt")]) == 2
+    assert "pool" in capsys.readouterr().err
+
+
 def empty_class(folders):
     (folders / "labeled" / "empty").mkdir()
 

@@ -205,7 +205,7 @@ def test_equal_seeds_give_equal_weights(splits, tmp_path):
 
 
 CHANGES = {
-    "arch": "0.25x0.5", "image_size": None, "small_images": True, "dropout": 0.6,
+    "arch": "0.25x0.6", "image_size": None, "small_images": True, "dropout": 0.6,
     "survival_prob": 0.3, "rand_augment_operations": 0, "rand_augment_magnitude": 20.0,
     "flip": False, "augment_unlabeled": False, "model_noise_unlabeled": False,
     "unlabeled_ratio": 1, "pseudo_labels": "hard", "normalization": "official",
