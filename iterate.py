@@ -253,7 +253,7 @@ def picture(report: dict, splits: Splits, folders: list[Path], path: Path) -> No
     balance.legend()
 
     lower.suptitle(
-        "Pseudo labels of the last student (teacher's class and confidence; red: wrong)"
+        "Pseudo labels of the last student: class and probability (red: wrong or of no class)"
     )
     chosen = torch.tensor(labels.index).unique()
     shown = chosen[torch.linspace(0, len(chosen) - 1, min(40, len(chosen))).long()]

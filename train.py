@@ -56,32 +56,32 @@ class TrainConfig:
     # Noise on the images (section 2)
     rand_augment_operations: int = 2  # 0: flips and crops only
     rand_augment_magnitude: float = 27.0  # in tenths of AutoAugment's range
-    flip: bool = True  # digits are not flipped
+    flip: bool = True  # mirror images at random; digits should not be
 
     # Ablation of table 6: noise of the pseudo-labelled images alone
-    augment_unlabeled: bool = True
-    model_noise_unlabeled: bool = True  # dropout and stochastic depth
+    augment_unlabeled: bool = True  # noise on pseudo-labelled images
+    model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
 
     # Joint loss (section 3.1)
     unlabeled_ratio: int = 3  # pseudo-labelled images per labelled one in a batch
-    pseudo_labels: str = "soft"  # or "hard"
-    normalization: str = "concat"  # "concat", "algorithm1" or "official": see joint_loss
+    pseudo_labels: str = "soft"  # kind of pseudo labels
+    normalization: str = "concat"  # of the two losses: see joint_loss
     label_smoothing: float = 0.1  # on labels and hard pseudo labels
 
     # Optimisation (section 3.1)
     batch_size: int = 2048  # labelled images a step; steps and epochs count them
     labeled_images: int = 1_281_167  # an epoch; train() sets it to the size of its labelled set
-    epochs: float = 350.0  # 700 for B4 and smaller
+    epochs: float = 350.0  # of labelled images; the paper: 700 for B4 and smaller
     learning_rate: float = 0.016  # per 256 labelled images in the batch
-    warmup_epochs: float = 5.0
-    schedule: str = "exponential"  # or "cosine", to zero at the end
-    decay_rate: float = 0.97  # of the exponential schedule,
-    decay_epochs: float = 2.4  # every so often; 4.8 for 700 epochs
-    optimizer: str = "rmsprop"  # TensorFlow's form; "sgd" (Nesterov) or "adamw"
-    momentum: float = 0.9  # AdamW: decay of the gradient's average
+    warmup_epochs: float = 5.0  # linear, from zero
+    schedule: str = "exponential"  # decay of the learning rate; cosine ends at zero
+    decay_rate: float = 0.97  # factor of the exponential schedule
+    decay_epochs: float = 2.4  # between two such factors; 4.8 for 700 epochs
+    optimizer: str = "rmsprop"  # rmsprop in TensorFlow's form, sgd with Nesterov, or adamw
+    momentum: float = 0.9  # adamw: decay of the gradient's average
     weight_decay: float = 1e-5  # not on BatchNorm
     ema_decay: float = 0.9999  # of the average of weights that is evaluated and that labels
-    precision: str = "float32"  # or "bfloat16": autocast
+    precision: str = "float32"  # bfloat16: autocast
     evaluate_epochs: float = 5.0  # between two evaluations on the validation set
     seed: int = 0
 

@@ -20,11 +20,6 @@ SHORT = ["--unlabeled-images", "120", "--labels-per-class", "3", "--epochs", "2"
          "8", "--threshold", "0.05", "--device", "cpu"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def short_demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"

@@ -291,7 +291,6 @@ def test_a_finished_run_is_not_run_again_and_not_mixed_up_with_another(splits, t
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import torch; torch.set_num_threads(1)
 import data, train, test_train
 splits = data.demo(0, labels_per_class=2, unlabeled=60, val_per_class=2, test_per_class=2)
 count, write = 0, data.write_atomically
@@ -311,7 +310,6 @@ test_train.run(test_train.TINY, splits, {out!r}, checkpoint_steps=2)
 
 @pytest.mark.parametrize("kill_at", [1, 2, 3])
 def test_a_run_killed_while_it_saves_ends_with_the_same_weights(kill_at, splits, tmp_path):
-    torch.set_num_threads(1)
     reference = run(TINY, splits, tmp_path / "whole.pt", checkpoint_steps=2)
     out = tmp_path / "killed.pt"
     for kill in (kill_at, 0):
