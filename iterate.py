@@ -278,8 +278,24 @@ def picture(report: dict, splits: Splits, folders: list[Path], path: Path) -> No
 # ------------------------------------------------------------------ command line
 
 
+# Where images come from, and the flags that each source reads.
+SOURCES = {
+    "train": ("test", "labels_per_class", "val_per_class"),
+    "labeled": ("unlabeled", "test", "val", "val_per_class"),
+    "dataset": ("labels_per_class", "val_per_class"),
+    "demo": ("labels_per_class", "val_per_class", "unlabeled_images"),
+}
+
+
 def read_splits(arguments: argparse.Namespace, plan: str, image_size: int) -> Splits:
-    """The images that the command line asks for."""
+    """The images that the command line asks for; InputError for a flag that nothing would read."""
+    given = {name for name in {*SOURCES, *sum(SOURCES.values(), ())} - {"demo"}
+             if getattr(arguments, name) is not None}
+    source = next((name for name in SOURCES if name in given), "demo")
+    if unread := sorted(given - {source, *SOURCES[source]}):
+        with_what = "the demo's images" if source == "demo" else f"--{source}"
+        raise InputError(f"--{unread[0].replace('_', '-')} does not go with {with_what}: leave it "
+                         "out, or give --labeled, --unlabeled and --test")
     if arguments.train:
         if not arguments.test or arguments.labels_per_class is None:
             raise InputError("--train needs --test DIR and --labels-per-class N")
@@ -297,6 +313,7 @@ def read_splits(arguments: argparse.Namespace, plan: str, image_size: int) -> Sp
         )
     if plan == "demo":
         sizes = {"labels_per_class": arguments.labels_per_class,
+                 "val_per_class": arguments.val_per_class,
                  "unlabeled": arguments.unlabeled_images}
         return data.demo(arguments.seed, **{k: v for k, v in sizes.items() if v is not None})
     raise InputError(f"plan {plan} needs images: give --labeled, --unlabeled and --test, or "

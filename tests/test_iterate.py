@@ -191,6 +191,7 @@ def broken_label(folders):
     (broken_label, [], "broken.png"),
     (None, ["--arch", "0.5x0.5", "0.25x0.34"], "smaller than its teacher"),
     (None, ["--arch", "b99"], "b99"),
+    (None, ["--labels-per-class", "2"], "--labels-per-class does not go with --labeled"),
     (None, ["--val-per-class", "6"], "class bright: 0 labelled and 6 validation"),
 ])
 def test_wrong_input_ends_with_one_clear_line(prepare, more, expected, folders, capsys):
@@ -200,6 +201,12 @@ def test_wrong_input_ends_with_one_clear_line(prepare, more, expected, folders, 
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert expected in error and error.startswith("iterate.py: ")
     assert not (folders / "out").exists()  # nothing half-written
+
+
+def test_a_forgotten_labeled_folder_does_not_start_the_demo(tmp_path, capsys):
+    assert iterate.main(["--unlabeled", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "--unlabeled does not go with the demo's images" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_smaller_student_is_possible_when_asked_for(folders):
