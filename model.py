@@ -29,11 +29,14 @@ Every convolution is followed by BatchNorm, and all but the projection by swish.
     import model; network = model.efficientnet("b0")
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -322,6 +325,51 @@ def freeze_shallow(network: EfficientNet, stages: int) -> None:
 
 
 # ------------------------------------------------------------------ published weights
+
+
+def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[EfficientNet, dict]:
+    """The network in a file, in evaluation mode, and what the file says of it.
+
+    The file is a checkpoint of train.py, or released weights in PyTorch's or the safetensors
+    format. It is read as data: no file can run code here.
+
+    Args:
+        arch: of released weights; checkpoints of train.py know theirs.
+
+    Returns:
+        The network, and its description: "arch", "image_size" (pixels), "classes" (names in the
+        order of the logits, None if the file has none) and what else train.py stored.
+
+    Raises:
+        ValueError: the file is missing, broken, or does not fit; one line that says which.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no checkpoint {path}: train one with train.py")
+    try:
+        if Path(path).suffix == ".safetensors":
+            contents = safetensors.torch.load_file(path)
+        else:
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+        if "meta" in contents:
+            meta = json.loads(contents.pop("meta"))
+            weights, config = contents.pop("model"), meta["config"]
+            options = {key: config[key] for key in ("dropout", "survival_prob", "small_images")}
+            known = {"arch": config["arch"], "image_size": config["image_size"]} | meta | contents
+        else:
+            weights, options = contents, {}
+            if arch is None:
+                raise ValueError("released weights need --arch, such as b0")
+            known = {"arch": arch, "image_size": scaling(arch).resolution, "classes": None}
+        num_classes = next(len(weights[key]) for key in CLASSIFIER_BIASES if key in weights)
+        network = efficientnet(known["arch"], num_classes, **options)
+        load_pretrained(network, weights)
+    except Exception as error:  # a broken file, or one of another kind, raises nearly anything
+        reason = " ".join(str(error).split()) if isinstance(error, ValueError) else "not one"
+        raise ValueError(f"{path} cannot be read as a checkpoint ({reason})") from None
+    return network.to(memory_format=torch.channels_last).eval(), known
+
+
+CLASSIFIER_BIASES = ("classifier.bias", "classifier.1.bias")  # ours and timm's, torchvision's
 
 # Regular expressions from a source's key to ours. In timm the blocks of stage 1, which have no
 # expansion, are a class of their own in which the same names stand for other layers.

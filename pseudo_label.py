@@ -16,7 +16,6 @@ writes LABELS/index.npy (K,), LABELS/targets.npy (K, num_classes) float16 and LA
 import argparse
 import hashlib
 import json
-import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,22 +38,13 @@ def load_teacher(path: str | Path, device: torch.device) -> tuple[model.Efficien
     The description holds "config", "classes", "name", "val_top1" and "step". Raises InputError if
     there is no such file or it is something else: never a network with random weights.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no checkpoint {path}: train one with train.py")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-        known = json.loads(contents["meta"]) | {key: contents[key] for key in ("val_top1", "step")}
-        config = known["config"]
-        network = model.efficientnet(
-            config["arch"], len(known["classes"]), dropout=config["dropout"],
-            survival_prob=config["survival_prob"], small_images=config["small_images"],
-        )
-        model.load_pretrained(network, contents["model"])
-    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, OSError,
-            pickle.UnpicklingError) as error:
-        reason = type(error).__name__
-        raise InputError(f"{path} is not a checkpoint of train.py ({reason})") from None
-    return network.to(device, memory_format=torch.channels_last).eval(), known
+        network, known = model.load_checkpoint(path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if known["classes"] is None:
+        raise InputError(f"{path} does not name its classes: label with a checkpoint of train.py")
+    return network.to(device), known
 
 
 @torch.no_grad()
