@@ -2,16 +2,22 @@
 
 Everything else asks five things of it: which device (`choose`), bring a host batch there (`place`),
 in which precision to compute (`autocast`), end of a step (`finish_step`), and bring a result back
-(`Tensor.cpu()` works everywhere). XLA is used as SPMD: one process, a mesh over all its devices,
-every batch split along its first axis, and the gradients summed by the compiler.
+(`Tensor.cpu()` works everywhere). There are two ways to use several devices:
+
+    XLA          SPMD: one process, a mesh over all its devices, every batch split along its first
+                 axis, and the gradients summed by the compiler
+    CUDA, CPU    torchrun --nproc-per-node N train.py ...: one process a device, each with its own
+                 rows of every batch (`rank` of `world_size`), the gradients averaged among them
 """
 
 import contextlib
+import datetime
 import functools
 import os
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 NAMES = ("auto", "cpu", "cuda", "mps", "xla")
@@ -22,6 +28,8 @@ def choose(name: str = "auto") -> torch.device:
 
     XLA must be asked for, except on a TPU host (PJRT_DEVICE=TPU). It is started here, because
     autograd fails when the XLA client starts after the process's first backward pass.
+
+    Under torchrun the process joins the others, and takes the GPU of its own number.
 
     Raises ValueError when the device is not there.
     """
@@ -45,11 +53,39 @@ def choose(name: str = "auto") -> torch.device:
                 f"device xla is not there: torch_xla cannot be imported ({error}); "
                 "install it or use --device auto"
             ) from None
+        if "WORLD_SIZE" in os.environ:
+            raise ValueError("device xla needs no torchrun: one process uses all its devices")
         torch_xla.runtime.use_spmd()
         return torch_xla.device()
     if name not in NAMES:
         raise ValueError(f"unknown device {name!r}: use one of {', '.join(NAMES)}")
+    if "WORLD_SIZE" not in os.environ:  # not started by torchrun
+        return torch.device(name)
+    if not dist.is_initialized():
+        # One process may wait for another that evaluates or reads images for a long time.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if name == "cuda" else "gloo",
+                                timeout=datetime.timedelta(hours=24))
+    if name == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        return device
     return torch.device(name)
+
+
+def rank() -> int:
+    """Number of this process among those that torchrun started; 0 without it."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 @functools.cache
