@@ -1,8 +1,10 @@
 """EfficientNet: published sizes, published weights, and noise that means what the paper says."""
 
 import math
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -70,29 +72,60 @@ def test_gradients_and_running_statistics_equal_timm_in_training_mode_without_no
             module.momentum = 0.01  # timm keeps PyTorch's 0.1 unless told
     ours = model.efficientnet("b0", dropout=0.0, survival_prob=1.0)
     model.load_pretrained(ours, source.state_dict())
-    images = torch.randn(4, 3, 64, 64)
+    # In double precision: BatchNorm over few pixels magnifies float32's rounding.
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
     outputs = []
     for network in (source, ours):
-        logits = network.train()(images)
+        logits = network.double().train()(images)
         logits.square().mean().backward()
         outputs.append(logits.detach())
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
-    after = model.load_pretrained(model.efficientnet("b0"), source.state_dict()).state_dict()
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-9, atol=1e-9)
+    after = model.efficientnet("b0").double()
+    model.load_pretrained(after, source.state_dict())
     for key, value in ours.state_dict().items():
-        torch.testing.assert_close(value, after[key], rtol=1e-4, atol=1e-5)
-    theirs = model.efficientnet("b0")  # carries timm's gradients under our names
+        torch.testing.assert_close(value, after.state_dict()[key], rtol=1e-9, atol=1e-9)
+    theirs = model.efficientnet("b0").double()  # carries timm's gradients under our names
     gradients = {key: value.grad for key, value in source.named_parameters()}
     gradients |= {key: value for key, value in source.state_dict().items() if key not in gradients}
     model.load_pretrained(theirs, gradients)
     for (key, value), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        scale = expected.norm().clamp_min(1e-6)
-        assert (value.grad - expected).norm() / scale < 1e-3, key
+        scale = expected.norm().clamp_min(1e-9)
+        assert (value.grad - expected).norm() / scale < 1e-6, key
 
 
 def test_survival_falls_linearly_from_one_to_the_last_block():
     network = model.efficientnet("b0", survival_prob=0.8)
     survival = [block.survival_prob for stage in network.stages for block in stage]
     assert survival == pytest.approx([1 - 0.2 * i / 16 for i in range(16)])
+
+
+def test_every_block_of_a_network_keeps_as_many_branches_as_its_survival_probability_says():
+    torch.manual_seed(0)
+    count = 2000
+    network = model.EfficientNet(0.5, 1.0, 10, survival_prob=0.5).train()
+    blocks = [block for stage in network.stages for block in stage]
+    assert sum(block.residual for block in blocks) == 9  # b0's: the others have no shortcut
+    for index, block in enumerate(blocks):
+        images = torch.randn(count, (block.expand or block.depthwise).in_channels, 2, 2)
+        result = block(images)
+        if not block.residual:
+            continue
+        survived = (result != images).flatten(1).any(1).double()
+        expected = 1 - 0.5 * index / 16
+        deviation = math.sqrt(expected * (1 - expected) / count)
+        assert abs(survived.mean().item() - expected) < 4.5 * deviation, index
+        # Neighbours in the batch are dropped independently of each other.
+        both = (survived[1:] * survived[:-1]).mean().item()
+        assert abs(both - expected**2) < 0.06, index
+
+
+def test_the_expectation_of_a_noised_block_is_the_block_without_noise():
+    torch.manual_seed(0)
+    branch, shortcut = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
+    many = model.stochastic_depth(
+        branch.expand(20_000, -1, -1, -1), shortcut.expand(20_000, -1, -1, -1), 0.7, None
+    )
+    torch.testing.assert_close(many.mean(0), (branch + shortcut)[0], rtol=0, atol=0.05)
 
 
 def test_stochastic_depth_drops_the_branch_of_each_image_on_its_own():
@@ -141,9 +174,9 @@ def test_evaluation_mode_has_no_noise():
 def test_small_images_keep_a_4x4_map():
     shapes = []
     for small in (False, True):
-        network = model.efficientnet("b0", 10, small_images=small).eval()
+        network = model.efficientnet("b0", 10, small_images=small)
         network.head.register_forward_hook(lambda *args: shapes.append(args[2].shape[2:]))
-        network(torch.randn(1, 3, 32, 32))
+        network(torch.randn(2, 3, 32, 32))
     assert shapes == [(1, 1), (4, 4)]
 
 
@@ -171,6 +204,51 @@ def test_frozen_shallow_layers_do_not_move_in_training():
     after = network.state_dict()
     assert torch.equal(after["stem_norm.running_mean"], before["stem_norm.running_mean"])
     assert not torch.equal(after["head_norm.running_mean"], before["head_norm.running_mean"])
+
+
+def test_folding_batch_norm_in_evaluation_mode_changes_no_logit_and_no_gradient_of_the_image():
+    torch.manual_seed(0)
+    network = randomise(model.EfficientNet(**TINY)).double().eval()
+    results = []
+    for folded in (True, False):
+        images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32).double()
+        images.requires_grad_()
+        fold, model.normalized = model.normalized, (
+            model.normalized if folded else lambda convolution, norm, x: norm(convolution(x)))
+        try:
+            logits = network(images)
+        finally:
+            model.normalized = fold
+        logits.square().sum().backward()
+        results.append((logits.detach(), images.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_released_weights_are_read_from_both_formats(tmp_path):
+    source = randomise(timm.create_model("tf_efficientnet_b0")).eval()
+    torch.save(source.state_dict(), tmp_path / "b0.pth")
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "b0.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    for name in ("b0.pth", "b0.safetensors"):
+        network, known = model.load_checkpoint(tmp_path / name, "b0")
+        assert not network.training and known["image_size"] == 224 and known["classes"] is None
+        torch.testing.assert_close(network(images), source(images), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="need --arch"):
+        model.load_checkpoint(tmp_path / "b0.pth")
+    with pytest.raises(ValueError, match="b0.pth cannot be read.*do not fit"):
+        model.load_checkpoint(tmp_path / "b0.pth", "b1")
+
+
+def test_a_file_cannot_run_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    torch.save({"model": Trap()}, tmp_path / "trap.pt")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        model.load_checkpoint(tmp_path / "trap.pt", "b0")
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_weights_that_do_not_fit_are_refused_by_name():
