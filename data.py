@@ -57,10 +57,11 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not written ({reason}); make room or choose another place"
+        while error.__context__:  # torch.save raises others on top of a full disk's OSError
+            error = error.__context__
+        raise InputError(f"{path}: not written ({error}); make room or choose another place"
                          ) from None
 
 

@@ -18,7 +18,8 @@ import os
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.distributed.nn
+from torch import Tensor, nn
 
 NAMES = ("auto", "cpu", "cuda", "mps", "xla")
 
@@ -108,6 +109,66 @@ def place(batch: Tensor, device: torch.device) -> Tensor:
 
         spmd.mark_sharding(batch, _mesh(), ("data",) + (None,) * (batch.dim() - 1))
     return batch
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over all processes, on the CPU."""
+    values = values.detach().cpu()
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values / world_size()
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the images of all processes; torch's own class of that name needs GPUs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        moments = torch.stack([images.mean((0, 2, 3)), images.square().mean((0, 2, 3))])
+        average, square = torch.distributed.nn.functional.all_reduce(moments) / world_size()
+        variance = square - average.square()
+        with torch.no_grad():
+            count = images.numel() / images.shape[1] * world_size()
+            self.running_mean.lerp_(average, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - average * scale
+        return images * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+
+
+def distribute(network: nn.Module, device: torch.device) -> nn.Module:
+    """What to call instead of the network, so that the processes of torchrun train one model.
+
+    Gradients are averaged over the processes, and BatchNorm sees the images of all (the authors:
+    of groups of cores). The network itself keeps its parameters and buffers.
+    """
+    if world_size() == 1:
+        return network
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    else:
+        for module in network.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = SyncBatchNorm
+    return nn.parallel.DistributedDataParallel(
+        network, [device.index] if device.type == "cuda" else None, broadcast_buffers=False
+    )
+
+
+def keep_gradients_local(network: nn.Module, local: bool) -> contextlib.AbstractContextManager:
+    """Inside, backward() only adds up gradients: they are averaged once, after the last part."""
+    return network.no_sync() if local and world_size() > 1 else contextlib.nullcontext()
+
+
+def manual_seed(seed: int, device: torch.device) -> None:
+    """Seed the random numbers of the host and of the device."""
+    torch.manual_seed(seed)
+    if device.type == "xla":
+        import torch_xla
+
+        torch_xla.manual_seed(seed)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

@@ -11,8 +11,8 @@
     python iterate.py --labeled DIR --unlabeled DIR --test DIR --arch b0
     python iterate.py --train DIR --labels-per-class 400 --val-per-class 500 --test DIR
 
-The run directory holds config.json, log.jsonl, a checkpoint and the pseudo labels of each
-generation, report.json and report.png. The same command again continues where it stopped.
+The run directory holds config.json, log.jsonl, a checkpoint, the pseudo labels and the robustness
+of each generation, report.json and report.png. The same command again continues where it stopped.
 """
 
 import argparse
@@ -25,10 +25,12 @@ import torch
 
 import data
 import device as devices
+import eval_robust
 import model
 import pseudo_label
+import report
 import train
-from data import InputError, Splits
+from data import ImageSet, InputError, Splits
 from train import TrainConfig
 
 
@@ -43,6 +45,8 @@ class Generation:
     # classes; None: the pool's size over the number of classes.
     per_class: int | None = None
     temperature: float = 1.0  # of soft pseudo labels
+    # Pixels of the fine-tuning after the training, train.resolution_fix; None: there is none.
+    fixed_resolution: int | None = None
 
 
 # What the small plans change, and why: a few hundred or thousand labels are seen hundreds of times
@@ -73,7 +77,7 @@ CIFAR = replace(
     learning_rate=0.004, ema_decay=0.999, epochs=200, evaluate_epochs=10, precision="bfloat16",
 )
 PAPER = TrainConfig()  # B7 on ImageNet
-L2 = replace(PAPER, arch="l2", image_size=475, unlabeled_ratio=14)
+L2 = replace(PAPER, arch="l2", image_size=475, unlabeled_ratio=14)  # and tested at 800
 
 PLANS: dict[str, tuple[Generation, ...]] = {
     "demo": (
@@ -84,6 +88,7 @@ PLANS: dict[str, tuple[Generation, ...]] = {
     "cifar10-cpu": (
         Generation("teacher", CIFAR_CPU_TEACHER),
         Generation("student 1", CIFAR_CPU, temperature=0.5),
+        Generation("student 2", CIFAR_CPU, temperature=0.5),
     ),
     "cifar10": (
         Generation("teacher", CIFAR),
@@ -94,9 +99,10 @@ PLANS: dict[str, tuple[Generation, ...]] = {
     # Table 7: B7, then L2 three times, the last with twice the unlabelled images in a batch.
     "paper": (
         Generation("teacher", PAPER),
-        Generation("student 1", L2, per_class=130_000),
-        Generation("student 2", L2, per_class=130_000),
-        Generation("student 3", replace(L2, unlabeled_ratio=28), per_class=130_000),
+        Generation("student 1", L2, per_class=130_000, fixed_resolution=800),
+        Generation("student 2", L2, per_class=130_000, fixed_resolution=800),
+        Generation("student 3", replace(L2, unlabeled_ratio=28), per_class=130_000,
+                   fixed_resolution=800),
     ),
 }
 
@@ -118,161 +124,106 @@ def check_sizes(generations: tuple[Generation, ...], classes: int) -> list[int]:
     return sizes
 
 
+def measure_robustness(network: model.EfficientNet, images: ImageSet, path: Path,
+                       device: torch.device, name: str) -> dict | None:
+    """The quick suite on 32x32 images, kept in `path` for a second start; None for other images."""
+    if images.pixels is None or images.pixels.shape[-1] != 32 or len(images) < 5:
+        return None
+    of = {"weights": pseudo_label.teacher_hash(network), **pseudo_label.pool_settings(images)}
+    if devices.rank() == 0 and (not path.exists() or json.loads(path.read_text())["of"] != of):
+        results = eval_robust.quick_suite(eval_robust.from_pixels(network, device), images.pixels,
+                                          images.labels, progress=name)
+        text = json.dumps({"of": of, "results": results}, indent=1).encode()
+        data.write_atomically(path, lambda file: file.write(text))
+    devices.wait_for_all()
+    return json.loads(path.read_text())["results"]
+
+
 def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
             device: torch.device, *, filter_pool: bool = True, balance: bool = True,
-            labels_only: bool = True, workers: int = 2) -> dict:
+            joint: bool = True, from_teacher: bool = False, labels_only: bool = True,
+            robustness: bool = True, workers: int = 2, **options) -> dict:
     """Run Algorithm 1 and return the report; what is complete in `out` already is not run again.
 
     Args:
         generations: the teacher and its students, in order.
         filter_pool, balance: False leaves that step of section 3.1 out.
+        joint: False trains a student on the pseudo labels first and then on the labels (finding 6).
+        from_teacher: a student starts from its teacher's weights, not from scratch (finding 8).
         labels_only: also train each student's architecture on the labels alone, so that the gain
             of the method and the gain of a larger model can be told apart.
+        robustness: also run eval_robust.quick_suite on 32x32 test images.
+        options: what else train.train takes: compiled, checkpoint_blocks.
     """
-    log, options = out / "log.jsonl", {"device": device, "workers": workers}
-    checkpoints, rows, alone = [], [], {}
+    common, checkpoints, rows, alone = {"device": device, "workers": workers}, [], [], {}
     fair_share = max(1, len(splits.unlabeled) // len(splits.labeled.classes))
+
+    def learn(config: TrainConfig, name: str, *pseudo_labelled, start: Path | None = None) -> Path:
+        return train.train(
+            config, splits.labeled, splits.validation, *pseudo_labelled, start=start,
+            out=out / f"{name.replace(', ', '-').replace(' ', '-')}.pt", log=out / "log.jsonl",
+            name=name, **common, **options,
+        )
+
     for number, generation in enumerate(generations):
         config, name = generation.config, generation.name
         row = {"name": name, "arch": config.arch, "unlabeled": None, "pseudo_label_top1": None}
         if number == 0:  # Algorithm 1, step 1
-            alone[config.arch] = checkpoint = train.train(
-                replace(config, unlabeled_ratio=0), splits.labeled, splits.validation,
-                out=out / "teacher.pt", log=log, name=name, **options,
-            )
+            alone[config.arch] = checkpoint = learn(replace(config, unlabeled_ratio=0), name)
         else:
             # Steps 2 and 4: the last model is the teacher.
             # paper: B0 chooses the images once, later teachers only label them again; here: every
             # teacher chooses, since labelling a small pool costs seconds and the later ones are
             # better at it.
-            teacher, _ = pseudo_label.load_teacher(checkpoint, device)
+            teacher, known = pseudo_label.load_teacher(checkpoint, device)
             labels = pseudo_label.label(
                 teacher, splits.unlabeled, out / f"{name.replace(' ', '-')}-labels",
-                image_size=config.image_size, kind=config.pseudo_labels,
+                image_size=known["image_size"], kind=config.pseudo_labels,
                 threshold=generation.threshold if filter_pool else 0.0,
                 temperature=generation.temperature,
                 per_class=generation.per_class or fair_share, balance=balance, seed=config.seed,
-                progress=f"{name}: labelling", **options,
+                progress=f"{name}: labelling", **common,
             )
             row |= {"unlabeled": labels.counts, "pseudo_label_top1": labels.top1}
-            # Step 3, the joint loss.
-            checkpoint = train.train(
-                config, splits.labeled, splits.validation,
-                splits.unlabeled.subset(torch.tensor(labels.index)), labels.targets,
-                out=out / f"{name.replace(' ', '-')}.pt", log=log, name=name, **options,
-            )
+            chosen = splits.unlabeled.subset(torch.tensor(labels.index))
+            pseudo_labelled = (chosen, labels.targets, labels.selection)
+            start = checkpoint if from_teacher else None
+            if joint:  # step 3, the joint loss
+                checkpoint = learn(config, name, *pseudo_labelled, start=start)
+            else:
+                pretrained = learn(replace(config, joint=False), f"{name}, pretrained",
+                                   *pseudo_labelled, start=start)
+                finetuned = replace(config, unlabeled_ratio=0, warmup_epochs=0.0,
+                                    learning_rate=config.learning_rate / 10)
+                checkpoint = learn(finetuned, name, start=pretrained)
+        if generation.fixed_resolution:
+            checkpoint = learn(train.resolution_fix(config, generation.fixed_resolution),
+                               f"{name}, {generation.fixed_resolution} px", start=checkpoint)
         if labels_only and config.arch not in alone:
-            alone[config.arch] = train.train(
+            alone[config.arch] = learn(
                 replace(generations[0].config, arch=config.arch, unlabeled_ratio=0),
-                splits.labeled, splits.validation, out=out / f"labels-only-{config.arch}.pt",
-                log=log, name=f"labels only, {config.arch}", **options,
+                f"labels only, {config.arch}",
             )
         checkpoints.append(checkpoint)
         rows.append(row)
 
     # Every choice is made: only now is the test set read.
-    def test(checkpoint: Path, image_size: int) -> tuple[float, dict, int]:
-        network, meta = pseudo_label.load_teacher(checkpoint, device)
-        accuracy = train.top1(network, splits.test, image_size, **options)
-        return accuracy, meta, model.count_parameters(network)
+    def test(checkpoint: Path) -> tuple[float, model.EfficientNet, dict]:
+        network, known = pseudo_label.load_teacher(checkpoint, device)
+        return train.top1(network, splits.test, known["image_size"], **common), network, known
 
-    for number, (generation, row) in enumerate(zip(generations, rows, strict=True)):
-        arch, size = generation.config.arch, generation.config.image_size
-        row["test_top1"], meta, row["parameters"] = test(checkpoints[number], size)
-        row["val_top1"] = meta["val_top1"]
-        row["labels_only_test_top1"] = None
-        if number > 0 and arch in alone:
-            row["labels_only_test_top1"] = test(alone[arch], size)[0]
+    for row, checkpoint in zip(rows, checkpoints, strict=True):
+        row["test_top1"], network, known = test(checkpoint)
+        row["val_top1"], row["parameters"] = known["val_top1"], model.count_parameters(network)
+        is_student = row is not rows[0] and row["arch"] in alone
+        row["labels_only_test_top1"] = test(alone[row["arch"]])[0] if is_student else None
+        row["robustness"] = None
+        if robustness:
+            kept = checkpoint.with_name(f"{checkpoint.stem}-robustness.json")
+            row["robustness"] = measure_robustness(network, splits.test, kept, device, row["name"])
+        if row["robustness"]:
+            row["robustness"] |= eval_robust.relative_to(rows[0]["robustness"], row["robustness"])
     return {"seed": generations[0].config.seed, "notes": splits.notes, "generations": rows}
-
-
-# ------------------------------------------------------------------ the report
-
-
-def table(report: dict) -> str:
-    """The report for a terminal, one line a generation; accuracies in percent."""
-    def number(value: float | None, form: str = ".2f") -> str:
-        return "-" if value is None else format(value, form)
-
-    head = ("generation", "model", "parameters", "pool", "confident", "unique", "balanced",
-            "pseudo-label top-1", "val top-1", "test top-1", "labels only")
-    lines = [head]
-    for row in report["generations"]:
-        counts = row["unlabeled"] or {}
-        lines.append((
-            row["name"], row["arch"], f"{row['parameters']:,}",
-            *(number(counts.get(key), ",d") for key in ("pool", "confident", "unique", "balanced")),
-            number(row["pseudo_label_top1"]), number(row["val_top1"]), number(row["test_top1"]),
-            number(row["labels_only_test_top1"]),
-        ))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
-                  for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in lines
-    )
-
-
-def picture(report: dict, splits: Splits, folders: list[Path], path: Path) -> None:
-    """report.png: accuracy by generation, the balancing, and images with their pseudo labels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows, classes = report["generations"], splits.labeled.classes
-    figure = plt.figure(figsize=(13, 9.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.35))
-    accuracy, balance = upper.subplots(1, 2)
-
-    names = [f"{row['name']}\n{row['arch']}" for row in rows]
-    accuracy.plot(names, [row["test_top1"] for row in rows], "o-", label="test")
-    accuracy.plot(names, [row["val_top1"] for row in rows], "s--", label="validation", alpha=0.6)
-    alone = [row["labels_only_test_top1"] for row in rows]
-    accuracy.plot(names, [float("nan") if value is None else value for value in alone], "x",
-                  markersize=9, color="gray", label="same model, labels only (test)")
-    for name, row in zip(names, rows, strict=True):
-        accuracy.annotate(f"{row['test_top1']:.1f}", (name, row["test_top1"]), (0, 8),
-                          textcoords="offset points", ha="center")
-    accuracy.margins(y=0.2)
-    accuracy.set(title="Accuracy by generation", ylabel="top-1 (%)")
-    accuracy.legend()
-
-    labels = pseudo_label.read_labels(folders[-1])
-    before, after = labels.per_class["pool"], labels.per_class["balanced"]
-    if len(classes) <= 30:
-        place = range(len(classes))
-        balance.bar([x - 0.2 for x in place], before, 0.4, label="pool, as the teacher labels it")
-        balance.bar([x + 0.2 for x in place], after, 0.4, label="after filter and balance")
-        balance.set_xticks(place, classes, rotation=45, ha="right")
-    else:  # more classes than fit as bars: from the most to the least frequent
-        balance.plot(sorted(before, reverse=True), label="pool, as the teacher labels it")
-        balance.plot(sorted(after, reverse=True), label="after filter and balance")
-        balance.set_xlabel("classes, by frequency")
-    balance.set(title="Images of each class for the last student", ylabel="images")
-    balance.legend()
-
-    lower.suptitle(
-        "Pseudo labels of the last student: class and probability (red: wrong or of no class)"
-    )
-    chosen = torch.tensor(labels.index).unique()
-    shown = chosen[torch.linspace(0, len(chosen) - 1, min(40, len(chosen))).long()]
-    size = splits.unlabeled.pixels.shape[-1] if splits.unlabeled.pixels is not None else 160
-    images = next(data.read_batches(splits.unlabeled, [shown], size, train=False))
-    first = {int(image): row for row, image in reversed(list(enumerate(labels.index)))}
-    for axes, image, position in zip(
-        lower.subplots(4, 10).flat, images, shown.tolist(), strict=False
-    ):
-        target = labels.targets[first[position]]
-        truth, guess = int(splits.unlabeled.labels[position]), int(target.argmax())
-        wrong = truth != data.UNKNOWN and truth != guess
-        axes.imshow(image.permute(1, 2, 0).numpy())
-        axes.set_title(f"{classes[guess]} {float(target.max()):.2f}", fontsize=8,
-                       color="red" if wrong else "black")
-    for axes in lower.axes:
-        axes.axis("off")
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
 
 
 # ------------------------------------------------------------------ command line
@@ -283,7 +234,7 @@ SOURCES = {
     "train": ("test", "labels_per_class", "val_per_class"),
     "labeled": ("unlabeled", "test", "val", "val_per_class"),
     "dataset": ("labels_per_class", "val_per_class"),
-    "demo": ("labels_per_class", "val_per_class", "unlabeled_images"),
+    "demo": ("labels_per_class", "val_per_class", "test_per_class", "unlabeled_images"),
 }
 
 
@@ -314,6 +265,7 @@ def read_splits(arguments: argparse.Namespace, plan: str, image_size: int) -> Sp
     if plan == "demo":
         sizes = {"labels_per_class": arguments.labels_per_class,
                  "val_per_class": arguments.val_per_class,
+                 "test_per_class": arguments.test_per_class,
                  "unlabeled": arguments.unlabeled_images}
         return data.demo(arguments.seed, **{k: v for k, v in sizes.items() if v is not None})
     raise InputError(f"plan {plan} needs images: give --labeled, --unlabeled and --test, or "
@@ -325,14 +277,14 @@ def choose_generations(arguments: argparse.Namespace, plan: str) -> tuple[Genera
     if plan not in PLANS:
         raise InputError(f"unknown plan {plan!r}: use one of {', '.join(PLANS)}")
     generations, changes = PLANS[plan], train.config_overrides(arguments)
-    changes.pop("arch", None)
+    changes = {key: value for key, value in changes.items() if key not in ("arch", "joint")}
     archs = arguments.arch or [generation.config.arch for generation in generations]
     if len(archs) == 1:
         archs = archs * len(generations)
     chosen = []
     for number, arch in enumerate(archs):
         generation = generations[min(number, len(generations) - 1)]
-        own = {"arch": arch, "seed": arguments.seed + 1000 * number}
+        own = {"arch": arch}
         if arguments.arch and arch in model.SCALING:
             own["dropout"] = model.SCALING[arch].dropout
             if plan in ("own", "paper"):
@@ -343,7 +295,8 @@ def choose_generations(arguments: argparse.Namespace, plan: str) -> tuple[Genera
         config = replace(generation.config, **own | changes)
         chosen.append(replace(
             generation, name=name, config=config,
-            **{name: getattr(arguments, name) for name in ("threshold", "per_class", "temperature")
+            **{name: getattr(arguments, name)
+               for name in ("threshold", "per_class", "temperature", "fixed_resolution")
                if getattr(arguments, name) is not None},
         ))
     return tuple(chosen)
@@ -378,6 +331,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--device", default="auto", choices=devices.NAMES)
     add("--workers", type=int, default=2, help="processes that decode images")
     add("--seed", type=int, default=0)
+    train.add_run_flags(parser)
     images = parser.add_argument_group("images")
     add = images.add_argument
     add("--labeled", metavar="DIR", help="your labelled images, one folder a class")
@@ -387,6 +341,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--train", metavar="DIR", help="a fully labelled folder to split, for research")
     add("--labels-per-class", type=int, metavar="N", help="labelled images of each class")
     add("--val-per-class", type=int, metavar="N", help="validation images of each class")
+    add("--test-per-class", type=int, metavar="N", help="the demo's test images of each class")
     add("--unlabeled-images", type=int, metavar="N", help="size of the demo's pool")
     add("--dataset", help="cifar10, cifar100, svhn, stl10 or imagenette, through torchvision")
     add("--root", default="datasets", metavar="DIR", help="where torchvision keeps its datasets")
@@ -403,10 +358,18 @@ def main(argv: list[str] | None = None) -> int:
         help="equally many images of each class (section 3.1)")
     add("--noise", action=argparse.BooleanOptionalAction, default=True,
         help="noise the unlabelled images of the students (table 6)")
+    add("--fixed-resolution", type=int, metavar="PIXELS",
+        help="fine-tune every generation at this larger size (section 3.1)")
+    add("--joint", action=argparse.BooleanOptionalAction, default=True,
+        help="both losses at once, not pseudo labels first and labels then (finding 6)")
+    add("--from-teacher", action="store_true",
+        help="start students from their teacher's weights (finding 8)")
     add("--labels-only", action=argparse.BooleanOptionalAction, default=True,
         help="compare with each architecture trained on the labels alone")
+    add("--robustness", action=argparse.BooleanOptionalAction, default=True,
+        help="corrupt, move and attack the test images, if they are 32x32 (sections 3.3 and 3.4)")
     add("--allow-smaller-student", action="store_true", help="against the paper's advice")
-    train.add_config_flags(parser, skip=("arch", "seed"))
+    train.add_config_flags(parser, skip=("arch", "seed", "joint"))
     arguments = parser.parse_args(argv)
     try:
         return run(arguments)
@@ -416,6 +379,22 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\niterate.py: interrupted; the same command continues", file=sys.stderr)
         return 130
+
+
+def describe_images(splits: Splits, out: Path, device: torch.device) -> None:
+    """Say and log how many images there are, and what was left out."""
+    sizes = {name: len(getattr(splits, name))
+             for name in ("labeled", "unlabeled", "validation", "test")}
+    removed, skipped = splits.notes["removed_from_pool"], splits.notes["skipped_files"]
+    print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items())
+          + f" images of {len(splits.labeled.classes)} classes, on {device}")
+    print(f"{removed} unlabelled images equal to validation or test images removed, "
+          f"{len(skipped)} unreadable files skipped"
+          + (": " + ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+             if skipped else ""))
+    if not (out / "log.jsonl").exists():
+        line = json.dumps({"name": "images", **sizes, **splits.notes})
+        (out / "log.jsonl").write_text(line + "\n")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -431,33 +410,29 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.allow_smaller_student:
         check_sizes(generations, len(splits.labeled.classes))
     out = Path(arguments.out or f"runs/{plan}")
-    claim_directory(out, {
-        "arguments": {key: value for key, value in vars(arguments).items()
-                      if key not in ("out", "device", "workers")},
-        "generations": [asdict(generation) for generation in generations],
-    })
-    sizes = {name: len(getattr(splits, name))
-             for name in ("labeled", "unlabeled", "validation", "test")}
-    print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items())
-          + f" images of {len(splits.labeled.classes)} classes, on {device}")
-    removed, skipped = splits.notes["removed_from_pool"], splits.notes["skipped_files"]
-    print(f"{removed} unlabelled images equal to validation or test images removed, "
-          f"{len(skipped)} unreadable files skipped"
-          + (": " + ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-             if skipped else ""))
-    if not (out / "log.jsonl").exists():
-        line = json.dumps({"name": "images", **sizes, **splits.notes})
-        (out / "log.jsonl").write_text(line + "\n")
-    report = iterate(
+    if devices.rank() == 0:
+        claim_directory(out, {
+            "arguments": {key: value for key, value in vars(arguments).items() if key not in (
+                "out", "device", "workers", "compiled", "checkpoint_blocks", "robustness")},
+            "generations": [asdict(generation) for generation in generations],
+        })
+        describe_images(splits, out, device)
+    devices.wait_for_all()
+    results = iterate(
         generations, splits, out, device, filter_pool=arguments.filter,
-        balance=arguments.balance, labels_only=arguments.labels_only, workers=arguments.workers,
+        balance=arguments.balance, joint=arguments.joint, from_teacher=arguments.from_teacher,
+        labels_only=arguments.labels_only, robustness=arguments.robustness,
+        workers=arguments.workers, compiled=arguments.compiled,
+        checkpoint_blocks=arguments.checkpoint_blocks,
     )
-    text = json.dumps(report, indent=1).encode()
+    if devices.rank() > 0:
+        return 0
+    text = json.dumps(results, indent=1).encode()
     data.write_atomically(out / "report.json", lambda file: file.write(text))
     labels = [out / f"{generation.name.replace(' ', '-')}-labels" for generation in generations[1:]]
     if labels:
-        picture(report, splits, labels, out / "report.png")
-    print(table(report))
+        report.picture(results, splits, labels, out / "report.png")
+    print("\n\n".join(filter(None, [report.table(results), report.robustness_table(results)])))
     print(f"\n{out}/report.json, {out}/report.png")
     return 0
 

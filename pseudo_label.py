@@ -1,43 +1,49 @@
 """Pseudo labels: the clean teacher's predictions, filtered and balanced (section 3.1).
 
-    teacher -> probabilities of every unlabelled image      predict
-    -> images it is sure of, equally many a class           select
-    -> soft or hard targets for the student                 make_targets
+The paper labels 300 M images and trains on 81 M of them. All their probabilities would fill 1.2 TB,
+so the teacher goes over the pool twice:
 
-The teacher is never noised: evaluation mode, its averaged weights, centre-cropped images
-("a normal (i.e., not noised) teacher model", Algorithm 1, step 2).
+    pass 1    confidence and class of every image                    predict
+    between   the images it is sure of, equally many a class         select
+    pass 2    soft or hard targets of the selected images alone      make_targets
+
+The teacher is never noised: evaluation mode, its averaged weights, centre-cropped images ("a normal
+(i.e., not noised) teacher model", Algorithm 1, step 2); --noised-teacher is table 6's ablation.
 
     python pseudo_label.py --teacher teacher.pt --unlabeled DIR --out LABELS
 
-writes LABELS/index.npy (K,), LABELS/targets.npy (K, num_classes) float16 and LABELS/labels.json.
+Killed at any moment, the same command continues. XLA uses all devices of a host by itself. The GPUs
+of a machine, or jobs that only share a disk (--shard 0/8, 1/8, ... 7/8), divide the pool:
+
+    torchrun --nproc-per-node 8 pseudo_label.py --teacher teacher.pt --unlabeled DIR --out LABELS
+    python pseudo_label.py --teacher teacher.pt --unlabeled DIR --out LABELS --shard 0/8
+
+All shards run once for pass 1 and once more for pass 2, at the same time or not. Each says which
+others are missing; the last one completes the folder LABELS (label_store.py), for train.py to read.
 """
 
-
 import argparse
-import hashlib
-import json
 import sys
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import augment
 import data
 import device as devices
+import label_store
 import model
 from data import ImageSet, InputError
+from label_store import PseudoLabels, pool_settings, read_labels, teacher_hash
 
 
 def load_teacher(path: str | Path, device: torch.device) -> tuple[model.EfficientNet, dict]:
-    """The network of a checkpoint of train.py, in evaluation mode, and what is known of it.
-
-    The description holds "config", "classes", "name", "val_top1" and "step". Raises InputError if
-    there is no such file or it is something else: never a network with random weights.
-    """
+    """The network of a checkpoint, in evaluation mode, and what is known of it; or InputError."""
     try:
         network, known = model.load_checkpoint(path)
     except ValueError as error:
@@ -50,16 +56,19 @@ def load_teacher(path: str | Path, device: torch.device) -> tuple[model.Efficien
 @torch.no_grad()
 def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | None = None,
             batch_size: int = 500, device: torch.device | str = "cpu", workers: int = 2,
-            progress: str | None = None) -> Tensor:
+            progress: str | None = None, noise: augment.RandAugment | None = None,
+            seed: tuple[int, ...] = ()) -> Tensor:
     """Class probabilities of clean images: step 2 of Algorithm 1.
 
-    The network is put into evaluation mode and back afterwards, so a student in training keeps
-    its noise.
+    Every module is in evaluation mode meanwhile, and in its own mode afterwards: a student in
+    training keeps its noise.
 
     Args:
         images: an ImageSet, or (M, 3, H, W) uint8.
         image_size: side of the centre crop of images read from files, in pixels.
         progress: name of a progress bar; None: no bar.
+        noise: of a noised teacher's images; its dropout and stochastic depth are then on, too. All
+            chance comes from `seed`; torch's own random numbers stay as they are.
 
     Returns:
         (M, num_classes) float32 on the CPU; the rows sum to one.
@@ -68,21 +77,36 @@ def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | Non
         images = ImageSet(torch.full((len(images),), data.UNKNOWN), (), images)
     if images.pixels is not None:
         image_size = images.pixels.shape[-1]
-    device = torch.device(device)
-    order = torch.arange(len(images)).split(batch_size)
+    device, size = torch.device(device), min(batch_size, len(images))
+    gpus = [device] if device.type == "cuda" else []
+    order = torch.arange(len(images)).split(size)
     batches = data.read_batches(images, order, image_size, train=False, workers=workers)
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    probabilities = []
+    bar = tqdm(batches, progress, len(order), unit="batch", disable=progress is None)
+    modes, probabilities = {module: module.training for module in network.modules()}, []
     try:
-        for batch in tqdm(batches, progress, len(order), unit="batch", disable=progress is None):
-            batch = augment.normalize(devices.place(batch, device))
-            logits = network(batch.contiguous(memory_format=torch.channels_last))
-            probabilities.append(logits.float().softmax(dim=1).cpu())
+        for module in modes:  # BatchNorm never: statistics of a batch are no noise
+            module.training = noise is not None and not isinstance(module, nn.BatchNorm2d)
+        for number, batch in enumerate(bar):
+            if len(batch) < size:  # the last one: filled up, so that XLA compiles once
+                batch = F.pad(batch, (0, 0) * 3 + (0, size - len(batch)))
+            batch = devices.place(batch, device)
+            with torch.random.fork_rng(gpus, enabled=noise is not None):
+                if noise is not None:
+                    chance = np.random.SeedSequence((*seed, number)).generate_state(1)
+                    devices.manual_seed(int(chance[0]), device)
+                    batch = noise(batch)
+                batch = augment.normalize(batch).contiguous(memory_format=torch.channels_last)
+                probabilities.append(network(batch).float().softmax(dim=1))
+            devices.finish_step(device)
+            if number:  # fetched one batch late: the device works on the next one meanwhile
+                probabilities[-2] = probabilities[-2].cpu()
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return torch.cat(probabilities)
+    return torch.cat([batch.cpu() for batch in probabilities])[: len(images)]
+
+
+BLOCK = 2**22  # images that `select` looks at together: some 100 MB of temporary arrays
 
 
 def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshold: float = 0.3,
@@ -97,36 +121,48 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     random per_class % n of them once more. A class without any candidate is left out.
 
     Args:
-        confidence: (M,) largest probability of each image.
-        label: (M,) class of that probability.
+        confidence, label: (M,) largest probability of each image, and its class.
         threshold: keep confidences above it; 0 keeps all.
-        per_class: images of each class after balancing.
         balance: False keeps every confident image once.
 
     Returns:
         (K,) int64, sorted by class and, inside a class, by falling confidence (ties by index).
-
-    Raises:
-        ValueError: a confidence is NaN.
+        ValueError if a confidence is NaN or a label no class.
     """
     confidence, label = np.asarray(confidence), np.asarray(label)
-    if len(bad := np.flatnonzero(np.isnan(confidence))):
-        raise ValueError(f"the confidence of image {bad[0]} is NaN: the teacher is broken")
-    candidates = np.flatnonzero(confidence > threshold)
-    order = np.lexsort((candidates, -confidence[candidates], label[candidates]))
-    candidates = candidates[order]
-    if not balance:
-        return candidates.astype(np.int64)
-    bounds = np.searchsorted(label[candidates], np.arange(num_classes + 1))
-    random, chosen = np.random.default_rng(seed), []
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
-        images = candidates[first: min(last, first + per_class)]
-        if len(images) == 0:
-            continue
-        copies = np.full(len(images), per_class // len(images))
-        copies[random.permutation(len(images))[: per_class % len(images)]] += 1
-        chosen.append(np.repeat(images, copies))
-    return np.concatenate(chosen or [candidates]).astype(np.int64)
+    if (broken := np.isnan(confidence)).any():
+        raise ValueError(f"the confidence of image {broken.argmax()} is NaN: the teacher is broken")
+    if len(label) and not 0 <= label.min() <= label.max() < num_classes:
+        raise ValueError(f"labels {label.min()} to {label.max()} are not of {num_classes} classes")
+    wanted = per_class if balance else len(confidence)
+
+    # The candidates' indices by class. The sort is stable, so they stay in order within a class,
+    # and linear, as numpy sorts integers of 16 bits.
+    gathered, small = [], np.min_scalar_type(len(confidence))
+    for first in range(0, len(confidence), BLOCK):
+        images = np.flatnonzero(confidence[first: first + BLOCK] > threshold)
+        classes = label[first: first + BLOCK][images].astype(np.min_scalar_type(num_classes))
+        ends = np.bincount(classes, minlength=num_classes).cumsum()
+        images = (images[classes.argsort(kind="stable")] + first).astype(small)
+        gathered.append(np.split(images, ends[:-1]))
+
+    def most_confident(parts: tuple[np.ndarray, ...]) -> np.ndarray:
+        images = np.concatenate(parts)
+        values = confidence[images]
+        if len(images) > wanted:  # drop what is below the cut-off: finding it is linear, too
+            above = values >= np.partition(values, -wanted)[-wanted]
+            images, values = images[above], values[above]
+        return images[(-values).argsort(kind="stable")[:wanted]]
+
+    random, chosen = np.random.default_rng(seed), [np.zeros(0, small)]
+    with ThreadPoolExecutor() as threads:
+        for images in threads.map(most_confident, zip(*gathered, strict=True)):
+            if balance and len(images):
+                copies = np.full(len(images), per_class // len(images))
+                copies[random.permutation(len(images))[: per_class % len(images)]] += 1
+                images = np.repeat(images, copies)
+            chosen.append(images)
+    return np.concatenate(chosen).astype(np.int64)
 
 
 def make_targets(probabilities: Tensor, kind: str = "soft", temperature: float = 1.0) -> Tensor:
@@ -136,9 +172,7 @@ def make_targets(probabilities: Tensor, kind: str = "soft", temperature: float =
     "hard": one-hot at its largest entry.
     """
     if kind == "hard":
-        return torch.nn.functional.one_hot(
-            probabilities.argmax(1), probabilities.shape[1]
-        ).to(probabilities.dtype)
+        return F.one_hot(probabilities.argmax(1), probabilities.shape[1]).to(probabilities.dtype)
     if kind != "soft":
         raise ValueError(f"unknown kind of pseudo labels {kind!r}: use soft or hard")
     if temperature == 1.0:
@@ -146,125 +180,92 @@ def make_targets(probabilities: Tensor, kind: str = "soft", temperature: float =
     return (probabilities.clamp_min(1e-30).log() / temperature).softmax(dim=1)
 
 
-# ------------------------------------------------------------------ a pool, labelled and stored
-
-
-@dataclass(frozen=True)
-class PseudoLabels:
-    """The selected images of a pool with their targets, as a student trains on them."""
-
-    index: np.ndarray  # (K,) int64 into the pool, duplicates included
-    targets: np.ndarray  # (K, num_classes) float16
-    counts: dict  # images: pool, confident, unique, balanced; of_no_class where that is known
-    top1: float | None  # accuracy in percent of the unique ones whose true class is known
-    per_class: dict  # class -> images labelled so: before the filter, after it, after balancing
-
-
-def write_labels(folder: Path, labels: PseudoLabels, settings: dict) -> None:
-    """Store pseudo labels; labels.json comes last, so a folder that has it is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("index", "targets"):
-        array = getattr(labels, name)
-        data.write_atomically(folder / f"{name}.npy", lambda file, a=array: np.save(file, a))
-    described = {"settings": settings, "counts": labels.counts, "top1": labels.top1,
-                 "per_class": labels.per_class}
-    text = json.dumps(described, indent=1).encode()
-    data.write_atomically(folder / "labels.json", lambda file: file.write(text))
-
-
-def read_labels(folder: str | Path, settings: dict | None = None) -> PseudoLabels:
-    """Read what write_labels stored, the arrays memory-mapped.
-
-    Raises InputError if the folder is incomplete, or made with other settings than these.
-    """
-    folder = Path(folder)
-    if not (folder / "labels.json").is_file():
-        raise InputError(f"{folder} holds no complete pseudo labels: run pseudo_label.py again")
-    described = json.loads((folder / "labels.json").read_text())
-    for key, value in (settings or {}).items():
-        if described["settings"].get(key) != value:
-            raise InputError(
-                f"{folder} was made with {key} {described['settings'].get(key)!r}, not {value!r}: "
-                "label again into another folder"
-            )
-    index, targets = (
-        np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("index", "targets")
-    )
-    return PseudoLabels(index, targets, described["counts"], described["top1"],
-                        described["per_class"])
-
-
-def pool_settings(pool: ImageSet) -> dict:
-    """What tells one pool from another: a hash of its images (or file names), and its classes."""
-    if pool.pixels is None:
-        contents = "\n".join(pool.files).encode()
-    else:
-        contents = pool.pixels.numpy().tobytes()
-    return {"pool": hashlib.blake2b(contents, digest_size=16).hexdigest(),
-            "classes": list(pool.classes)}
-
-
-def teacher_hash(network: nn.Module) -> str:
-    """A hash of a network's weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    for value in network.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()
+def choose_images(out: Path, settings: dict) -> None:
+    """Between the passes: `select`, by what pass 1 wrote."""
+    confidence, guess = np.load(out / "confidence.npy"), np.load(out / "class.npy")
+    threshold, *how = (settings[key] for key in ("threshold", "per_class", "seed", "balance"))
+    try:
+        chosen = select(confidence, guess, len(settings["classes"]), threshold, *how)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if len(chosen) == 0:
+        raise InputError(f"no unlabelled image has a confidence over {threshold} (the largest is "
+                         f"{confidence.max():.3f}): train the teacher longer, or lower this")
+    label_store.write_selection(out, chosen, len(confidence))
 
 
 def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: int,
           kind: str = "soft", temperature: float = 1.0, threshold: float = 0.3,
-          per_class: int = 130_000, balance: bool = True, seed: int = 0,
-          device: torch.device | str = "cpu", workers: int = 2,
-          progress: str | None = "labelling") -> PseudoLabels:
+          per_class: int = 130_000, balance: bool = True, seed: int = 0, batch_size: int = 500,
+          noise: augment.RandAugment | None = None, images_of: str | Path | None = None,
+          shard: tuple[int, int] | None = None, device: torch.device | str = "cpu",
+          workers: int = 2, progress: str | None = "labelling") -> PseudoLabels | None:
     """Label a pool with a clean teacher, select and balance, store it all in `out`.
 
-    Labels that are there already, of the same teacher, pool and settings, are read instead. A
-    class without any confident image is named in a warning and left out.
+    What is there already, of the same teacher, pool and settings, is not made again. A class
+    without any confident image is named in a warning and left out.
+
+    Args:
+        noise: RandAugment of a noised teacher, for the ablation of table 6: see `predict`.
+        images_of: earlier labels of this pool; their images are labelled again, none are chosen.
+        shard: (i, n) labels part i of n alone; the result is None while other parts are missing.
 
     Raises InputError when no image is confident, or when `out` holds other labels.
     """
+    out, shard = Path(out), shard or (devices.rank(), devices.world_size())
+    if per_class < 1 or temperature <= 0 or batch_size < 1 or not 0 <= shard[0] < shard[1]:
+        raise InputError(f"per_class {per_class}, temperature {temperature}, batch_size "
+                         f"{batch_size}, shard {shard[0]}/{shard[1]}: give at least 1, more than "
+                         "0, at least 1, and a part from 0/N to N-1/N")
     settings = pool_settings(pool) | {
-        "teacher": teacher_hash(network), "image_size": image_size, "kind": kind,
-        "temperature": temperature,
-        "threshold": threshold, "per_class": per_class, "balance": balance, "seed": seed,
+        "teacher": teacher_hash(network), "image_size": image_size, "batch_size": batch_size,
+        "noise": noise and [noise.num_ops, noise.magnitude], "kind": kind,
+        "temperature": temperature, "threshold": threshold, "per_class": per_class,
+        "balance": balance, "seed": seed, "images_of": None,
     }
-    if (Path(out) / "labels.json").exists():
+    if images_of is not None:
+        settings |= label_store.selection_settings(Path(images_of), pool)
+    if (out / "labels.json").exists():
         return read_labels(out, settings)
-    probabilities = predict(network, pool, image_size, device=device, workers=workers,
-                            progress=progress)
-    confidence, guess = (values.numpy() for values in probabilities.max(1))
-    index = select(confidence, guess, len(pool.classes), threshold, per_class, seed, balance)
-    if len(index) == 0:
-        raise InputError(
-            f"no unlabelled image has a confidence over {threshold} (the largest is "
-            f"{confidence.max():.3f}): train the teacher longer, or lower the threshold"
-        )
-    unique, known = np.unique(index), pool.labels.numpy()
-    counts = {"pool": len(pool), "confident": int((confidence > threshold).sum()),
-              "unique": len(unique), "balanced": len(index)}
-    if (known == data.NO_CLASS).any():
-        counts["of_no_class"] = int((known[unique] == data.NO_CLASS).sum())
-    with_truth = unique[known[unique] >= 0]
-    top1 = None
-    if len(with_truth):
-        top1 = 100 * float((guess[with_truth] == known[with_truth]).mean())
-    stages = {"pool": guess, "confident": guess[confidence > threshold], "balanced": guess[index]}
-    per_stage = {
-        stage: np.bincount(labels, minlength=len(pool.classes)).tolist()
-        for stage, labels in stages.items()
-    }
-    empty = [name for name, n in zip(pool.classes, per_stage["balanced"], strict=True) if n == 0]
-    if empty:
-        tqdm.write(f"no pseudo label for {', '.join(empty)}: the student learns these classes "
-                   "from the labels alone")
-    targets = make_targets(probabilities[index], kind, temperature).half().numpy()
-    labels = PseudoLabels(index, targets, counts, top1, per_stage)
-    write_labels(Path(out), labels, settings)
+    label_store.claim(out, settings)
+    small = np.int16 if len(pool.classes) <= 2**15 else np.int32
+
+    def ask(images: ImageSet, first: int, last: int, number: int) -> Tensor:
+        return predict(network, images.subset(torch.arange(first, last)), image_size, batch_size,
+                       device, workers, noise=noise, seed=(seed, number, first))
+
+    def confidence_and_class(first: int, last: int) -> dict[str, np.ndarray]:
+        confidence, guess = (values.numpy() for values in ask(pool, first, last, 1).max(dim=1))
+        return {"confidence": confidence, "class": guess.astype(small)}
+
+    def targets(first: int, last: int) -> dict[str, np.ndarray]:
+        probabilities = ask(selected, first, last, 2)
+        return {"targets": make_targets(probabilities, kind, temperature).half().numpy(),
+                "target_class": probabilities.argmax(dim=1).numpy().astype(small)}
+
+    if images_of is None and not label_store.fill(
+            out, "pass 1", len(pool), batch_size, shard, confidence_and_class, progress):
+        return None
+    if devices.rank() == 0 and not (out / "selection.npy").exists():
+        if images_of is None:
+            choose_images(out, settings)
+        else:
+            label_store.copy_selection(Path(images_of), out)
+    devices.wait_for_all()
+    selected = pool.subset(torch.from_numpy(np.load(out / "index.npy")))
+    if not label_store.fill(out, "pass 2", len(selected), batch_size, shard, targets, progress):
+        return None
+    if devices.rank() == 0:
+        label_store.complete(out, pool, settings)
+    devices.wait_for_all()
     return read_labels(out, settings)
 
 
 def main(argv: list[str] | None = None) -> int:
+    def shard(text: str) -> tuple[int, int]:
+        number, count = map(int, text.split("/"))
+        return number, count
+
     parser = argparse.ArgumentParser(
         description="Label a pool of images with a teacher; filter and balance the labels."
     )
@@ -278,7 +279,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--per-class", type=int, help="images of each class after balancing (default: the pool's "
         "size over the number of classes; the paper: 130,000)")
     add("--balance", action=argparse.BooleanOptionalAction, default=True)
-    add("--seed", type=int, default=0, help="of the duplicates")
+    add("--noised-teacher", action="store_true", help="label with the noise that the teacher was "
+        "trained with, for comparison: these labels are worse")
+    add("--seed", type=int, default=0, help="of the duplicates, and of that noise")
+    add("--images-of", metavar="DIR", help="label again the images of these earlier labels, as the "
+        "paper does with each better teacher")
+    add("--shard", type=shard, metavar="I/N", help="label only part I, from 0, of N")
+    add("--batch-size", type=int, default=500, help="images")
     add("--device", choices=devices.NAMES, default="auto")
     add("--workers", type=int, default=2, help="processes that decode images")
     arguments = vars(parser.parse_args(argv))
@@ -288,14 +295,21 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             raise InputError(str(error)) from None
         teacher, known = load_teacher(arguments.pop("teacher"), device)
-        size = known["config"]["image_size"]
-        pool = data.read_pool(arguments.pop("unlabeled"), size, tuple(known["classes"]))
-        arguments["per_class"] = arguments["per_class"] or len(pool) // len(pool.classes) or 1
+        size, classes = known["image_size"], tuple(known["classes"])
+        pool = data.read_pool(arguments.pop("unlabeled"), size, classes)
+        if arguments["per_class"] is None:
+            arguments["per_class"] = len(pool) // len(classes) or 1
+        if arguments.pop("noised_teacher"):
+            names = "rand_augment_operations", "rand_augment_magnitude"
+            arguments["noise"] = augment.RandAugment(*(known["config"][name] for name in names))
         labels = label(teacher, pool, image_size=size, device=device, **arguments)
     except InputError as error:
         print(f"pseudo_label.py: {error}", file=sys.stderr)
         return 2
-    print(", ".join(f"{name} {count:,}" for name, count in labels.counts.items()))
+    if labels is not None and devices.rank() == 0:
+        total, once, repeated = (labels.counts[name] for name in ("pool", "unique", "balanced"))
+        print(f"{once:,} of {total:,} images kept, {total - once:,} dropped, {repeated - once:,} "
+              f"duplicates added; by class: {arguments['out']}/labels.json")
     return 0
 
 

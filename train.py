@@ -13,14 +13,16 @@ The same command again continues where the last one stopped.
 """
 
 import argparse
+import contextlib
 import copy
 import inspect
+import itertools
 import json
 import math
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -58,11 +60,14 @@ class TrainConfig:
     rand_augment_magnitude: float = 27.0  # in tenths of AutoAugment's range
     flip: bool = True  # mirror images at random; digits should not be
 
-    # Ablation of table 6: noise of the pseudo-labelled images alone
+    # Ablation of table 6 (noise of the pseudo-labelled images alone), and the resolution fix
+    augment_labeled: bool = True  # noise on labelled images; without it clean centre crops
     augment_unlabeled: bool = True  # noise on pseudo-labelled images
     model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
+    frozen_stages: int = 0  # the stem and so many stages keep their weights; 0: all is trained
 
     # Joint loss (section 3.1)
+    joint: bool = True  # both losses; without: pseudo-labelled images alone (finding 6)
     unlabeled_ratio: int = 3  # pseudo-labelled images per labelled one in a batch
     pseudo_labels: str = "soft"  # kind of pseudo labels
     normalization: str = "concat"  # of the two losses: see joint_loss
@@ -70,6 +75,7 @@ class TrainConfig:
 
     # Optimisation (section 3.1)
     batch_size: int = 2048  # labelled images a step; steps and epochs count them
+    accumulation_steps: int = 1  # parts of a batch, one after another; BatchNorm sees a part
     labeled_images: int = 1_281_167  # an epoch; train() sets it to the size of its labelled set
     epochs: float = 350.0  # of labelled images; the paper: 700 for B4 and smaller
     learning_rate: float = 0.016  # per 256 labelled images in the batch
@@ -92,9 +98,13 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is unknown: use {' or '.join(values)}"
                 )
-        for name in ("image_size", "batch_size", "epochs", "labeled_images", "evaluate_epochs"):
+        for name in ("image_size", "batch_size", "accumulation_steps", "epochs", "labeled_images",
+                     "evaluate_epochs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of "
+                             f"accumulation_steps {self.accumulation_steps}")
 
     @property
     def steps_per_epoch(self) -> float:
@@ -114,13 +124,31 @@ CHOICES = {
 }
 
 
+def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
+    """Fine-tuning for the resolution (pixels) of the test, a stage of its own after training.
+
+    "Then we finetune the model with a larger resolution for 1.5 epochs on unaugmented labeled
+    images. Similar to [86], we fix the shallow layers during finetuning" (section 3.1).
+    paper: neither which layers nor the learning rate; here: all but stages 6, 7 and the head, which
+    hold most of the parameters, at a tenth of the rate, falling to zero.
+    """
+    return replace(
+        config, image_size=image_size, epochs=1.5, augment_labeled=False, frozen_stages=5,
+        unlabeled_ratio=0, learning_rate=config.learning_rate / 10, warmup_epochs=0.0,
+        schedule="cosine", evaluate_epochs=1.5,
+    )
+
+
 def build_model(config: TrainConfig, num_classes: int) -> model.EfficientNet:
     """The network of a configuration, freshly initialised from its seed."""
     torch.manual_seed(config.seed)
-    return model.efficientnet(
+    network = model.efficientnet(
         config.arch, num_classes, dropout=config.dropout, survival_prob=config.survival_prob,
         small_images=config.small_images,
     )
+    if config.frozen_stages:
+        model.freeze_shallow(network, config.frozen_stages)
+    return network
 
 
 # ------------------------------------------------------------------ the joint loss
@@ -150,7 +178,10 @@ def joint_loss(logits: Tensor, labels: Tensor, pseudo_targets: Tensor | None,
         logits: (B + U, num_classes), the labelled images first.
         labels: (B,) int64; they are smoothed.
         pseudo_targets: (U, num_classes) probabilities, used as they are; None: labels alone.
+            With B = 0 they are alone.
     """
+    if len(labels) == 0:
+        return cross_entropy(logits, pseudo_targets)
     labeled = F.cross_entropy(
         logits[: len(labels)].float(), labels, label_smoothing=label_smoothing
     )
@@ -304,23 +335,38 @@ def shuffled_batches(size: int, batch_size: int, first: int, last: int,
         yield torch.cat(batch)
 
 
-def read_training_images(images: ImageSet, batch_size: int, config: TrainConfig, first: int,
-                         workers: int, stream: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(indices, uint8 images) of steps `first` to the last: `stream` tells apart the two sets."""
+def read_training_images(images: ImageSet, selection: Tensor, rows: Tensor, batch_size: int,
+                         config: TrainConfig, first: int, workers: int, stream: int,
+                         ) -> Iterator[tuple[Tensor, Tensor]]:
+    """(indices, uint8 images) of steps `first` to the last.
+
+    Args:
+        selection: (K,) indices of the images that make up an epoch; one may come more than once.
+        rows: (n,) positions in a batch of `batch_size` images, those of this process.
+        stream: 0 for labelled images, 1 for pseudo-labelled ones: other random numbers.
+    """
     seed = seed_of(config.seed, stream)
 
     def indices() -> Iterator[Tensor]:
-        return shuffled_batches(len(images), batch_size, first, config.total_steps, seed)
+        batches = shuffled_batches(len(selection), batch_size, first, config.total_steps, seed)
+        return (selection[batch[rows]] for batch in batches)
 
     pixels = data.read_batches(
-        images, indices(), config.image_size, train=True, seed=seed, first=first, workers=workers,
+        images, indices(), config.image_size,
+        train=config.augment_unlabeled if stream else config.augment_labeled,
+        seed=seed_of(seed, devices.rank()), first=first, workers=workers,
         crop=augment.random_resized_crop,
     )
     return zip(indices(), pixels, strict=True)
 
 
-def noise_images(images: Tensor, config: TrainConfig, labeled: int, step: int) -> Tensor:
-    """Input noise (section 2) on a uint8 batch whose first `labeled` images have labels."""
+def noise_images(images: Tensor, config: TrainConfig, labeled: int, step: int,
+                 rows: Tensor | None = None, batch_size: int | None = None) -> Tensor:
+    """Input noise (section 2) on a uint8 batch whose first `labeled` images have labels.
+
+    rows, batch_size: the images' positions (N,) in the step's whole batch and its size, if they are
+    a part of it. Noise belongs to a position, so the parts together get the noise of the whole.
+    """
     generator = torch.Generator().manual_seed(seed_of(config.seed, 2, step))
     rand_augment = None
     if config.rand_augment_operations:
@@ -328,32 +374,46 @@ def noise_images(images: Tensor, config: TrainConfig, labeled: int, step: int) -
             config.rand_augment_operations, config.rand_augment_magnitude
         )
     noise = augment.augment_small if config.image_size <= 64 else augment.augment_large
-    if config.augment_unlabeled:
-        return noise(images, rand_augment, generator, flip=config.flip)
-    return torch.cat(
-        [noise(images[:labeled], rand_augment, generator, flip=config.flip), images[labeled:]]
-    )
+    noised = slice(0 if config.augment_labeled else labeled,
+                   len(images) if config.augment_unlabeled else labeled)
+    if noised.start >= noised.stop:
+        return images
+    if rows is not None:
+        rows = rows[noised]
+        batch_size = batch_size if config.augment_unlabeled else config.batch_size
+    changed = noise(images[noised], rand_augment, generator, flip=config.flip, rows=rows,
+                    batch_size=batch_size)
+    if len(changed) == len(images):
+        return changed
+    return torch.cat([images[: noised.start], changed, images[noised.stop:]])
 
 
 # ------------------------------------------------------------------ training
 
 
 def top1(network: nn.Module, images: ImageSet, image_size: int, **options) -> float:
-    """Accuracy in percent on clean, centre-cropped images."""
-    probabilities = pseudo_label.predict(network, images, image_size, **options)
-    return 100 * (probabilities.argmax(1) == images.labels).double().mean().item()
+    """Accuracy in percent on clean, centre-cropped images; processes share the work."""
+    mine = images.subset(torch.arange(devices.rank(), len(images), devices.world_size()))
+    correct = torch.zeros(())
+    if len(mine):
+        probabilities = pseudo_label.predict(network, mine, image_size, **options)
+        correct = (probabilities.argmax(1) == mine.labels).double().sum()
+    return 100 * devices.mean(correct).item() * devices.world_size() / len(images)
 
 
 def save(path: Path, contents: dict) -> None:
     """Save tensors and plain values; the file is either the old one or complete."""
-    data.write_atomically(path, lambda file: torch.save(contents, file))
+    if devices.rank() == 0:
+        data.write_atomically(path, lambda file: torch.save(contents, file))
+    devices.wait_for_all()
 
 
 def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = None,
-          unlabeled: ImageSet | None = None, pseudo_targets: np.ndarray | None = None, *,
-          out: str | Path, device: torch.device | str = "cpu", workers: int = 2,
-          checkpoint_steps: int = 500, log_steps: int = 20, log: str | Path | None = None,
-          name: str = "train") -> Path:
+          unlabeled: ImageSet | None = None, pseudo_targets: np.ndarray | None = None,
+          selection: np.ndarray | None = None, *, out: str | Path, start: str | Path | None = None,
+          device: torch.device | str = "cpu", workers: int = 2, compiled: bool = False,
+          checkpoint_blocks: bool = False, checkpoint_steps: int = 500, log_steps: int = 20,
+          log: str | Path | None = None, name: str = "train") -> Path:
     """Train one model, teacher or student; returns the path of its checkpoint.
 
     The checkpoint holds the EMA with the best validation accuracy (the last one of equals), or the
@@ -361,16 +421,24 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     done; if only its `.resume` file exists the run goes on from there.
 
     Args:
-        unlabeled, pseudo_targets: K selected images (duplicates included) and their targets
-            (K, num_classes); None: labels alone.
+        unlabeled, pseudo_targets: pseudo-labelled images and their targets (U, num_classes); None:
+            labels alone.
+        selection: (K,) rows of both, duplicates included, that make up the balanced set; None:
+            every image once.
         out: the checkpoint to write.
+        start: a checkpoint of the same architecture to take the first weights from (finding 8);
+            None: from scratch.
+        workers: processes that decode image files.
+        compiled: run the network through torch.compile; faster on GPUs after a minute.
+        checkpoint_blocks: compute activations twice instead of keeping them; saves memory.
+        checkpoint_steps, log_steps: steps between two states to resume from, between two lines.
         log: JSON-lines file to append to; default: beside the checkpoint.
 
     Raises:
         InputError: sizes do not fit, or the run to continue had another configuration.
         FloatingPointError: the loss is not finite; the last checkpoint stays.
     """
-    out, device = Path(out), torch.device(device)
+    out, device, world = Path(out), torch.device(device), devices.world_size()
     resume, log = out.with_suffix(".resume"), Path(log or out.with_suffix(".jsonl"))
     if len(labeled) == 0:
         raise InputError("there are no labelled images to train on")
@@ -378,8 +446,14 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         raise InputError(
             f"{len(unlabeled)} images do not match {len(pseudo_targets)} pseudo labels"
         )
+    parts = config.accumulation_steps
+    if config.batch_size % (world * parts):
+        raise InputError(f"a batch of {config.batch_size} labelled images cannot be shared by "
+                         f"{world} processes in {parts} parts: change --batch-size")
     config = replace(config, labeled_images=len(labeled))
-    meta = json.dumps({"config": asdict(config), "classes": labeled.classes, "name": name})
+    source = start and pseudo_label.load_teacher(start, torch.device("cpu"))[0]
+    meta = json.dumps({"config": asdict(config), "classes": labeled.classes, "name": name,
+                       "start": source and pseudo_label.teacher_hash(source)})
     if out.exists():
         if torch.load(out, map_location="cpu", weights_only=True)["meta"] != meta:
             raise InputError(f"{out} was trained with other settings: choose another output")
@@ -388,6 +462,12 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
 
     # Student, its average, and the optimizer. channels_last is faster on CPU and CUDA.
     network = build_model(config, len(labeled.classes))
+    if source:
+        try:
+            model.load_pretrained(network, source.state_dict())
+        except ValueError as error:
+            raise InputError(f"cannot start from {start}: {error}") from None
+    network.checkpoint_blocks = checkpoint_blocks
     network = network.to(device, memory_format=torch.channels_last).train()
     average = ModelEMA(network, config.ema_decay)
     optimizer = make_optimizer(network, config)
@@ -403,59 +483,74 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         average.network.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first, best = state["step"], state["best"]
-    trim_log(log, name, first)
+    forward = devices.distribute(network, device)
+    if compiled:
+        forward = torch.compile(forward)
 
-    # Batches: labelled images, and r times as many pseudo-labelled ones.
-    batches = read_training_images(labeled, config.batch_size, config, first, workers, stream=0)
-    if unlabeled is not None and config.unlabeled_ratio:
-        pseudo_batches = read_training_images(
-            unlabeled, config.batch_size * config.unlabeled_ratio, config, first, workers, stream=1
-        )
-        batches = zip(batches, pseudo_batches, strict=True)
-    else:
-        batches = ((batch, None) for batch in batches)
+    # Batches: B labelled images, and r B pseudo-labelled ones. A process takes every world-th row.
+    def read(images: ImageSet, chosen: Tensor, rows: Tensor, size: int, stream: int) -> Iterator:
+        return read_training_images(images, chosen, rows, size, config, first, workers, stream)
+
+    batch_size, pseudo_size = config.batch_size, config.batch_size * config.unlabeled_ratio
+    rows, pseudo_rows = torch.arange(devices.rank(), batch_size, world), torch.arange(0)
+    batches = read(labeled, torch.arange(len(labeled)), rows, batch_size, stream=0)
+    pseudo_batches, whole = itertools.repeat((None, None)), batch_size
+    if unlabeled is not None and pseudo_size:
+        pseudo_rows, whole = torch.arange(devices.rank(), pseudo_size, world), whole + pseudo_size
+        chosen = np.arange(len(unlabeled)) if selection is None else selection
+        pseudo_batches = read(unlabeled, torch.tensor(chosen), pseudo_rows, pseudo_size, stream=1)
 
     evaluate_steps = max(1, round(config.evaluate_epochs * config.steps_per_epoch))
-    bar = tqdm(batches, name, config.total_steps, initial=first, unit="step",
+    bar = tqdm(zip(batches, pseudo_batches, strict=False), name, config.total_steps, initial=first,
+               unit="step", disable=devices.rank() > 0,
                mininterval=0.5 if sys.stderr.isatty() else 20)
     seen, started = 0, time.perf_counter()
-    with open(log, "a") as log_file:
-        for step, ((index, images), pseudo_batch) in enumerate(bar, start=first):
+    with open_log(log, name, first) as write_log:
+        for step, ((index, images), (pseudo_index, pseudo_images)) in enumerate(bar, start=first):
             # Every random number of a step comes from the run's seed and the step, so a run that
             # was interrupted ends with the same weights as one that was not.
-            torch.manual_seed(seed_of(config.seed, 3, step))
-            labels, targets, noised = labeled.labels[index], None, None
-            if pseudo_batch is not None:
-                pseudo_index, pseudo_images = pseudo_batch
-                images = torch.cat([images, pseudo_images])
-                targets = torch.from_numpy(pseudo_targets[pseudo_index.numpy()]).float()
-                if config.pseudo_labels == "hard":  # smoothed as labels are, in the authors' code
-                    targets = smooth(targets, config.label_smoothing)
-                targets = devices.place(targets, device)
-                if not config.model_noise_unlabeled:  # table 6, "student w/o SD, Dropout"
-                    noised = devices.place(torch.arange(len(images)) < len(labels), device)
-            images, labels = devices.place(images, device), devices.place(labels, device)
-            images = augment.normalize(noise_images(images, config, len(labels), step))
-            images = images.contiguous(memory_format=torch.channels_last)
-
-            with devices.autocast(device, config.precision):
-                logits = network(images, noised)
-            loss = joint_loss(logits, labels, targets, config.label_smoothing,
-                              config.normalization)
-            optimizer.zero_grad()
-            loss.backward()
-            rate = learning_rate(step, config)
+            devices.manual_seed(seed_of(config.seed, 3, step, devices.rank()), device)
+            rate, results = learning_rate(step, config), []
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            optimizer.zero_grad()
+            for part in range(parts):
+                # One part of the batch: labelled images first, then pseudo-labelled ones.
+                mine = slice(part, None, parts)
+                labels, targets, noised = labeled.labels[index[mine]], None, None
+                inputs, positions = images[mine], rows[mine]
+                if pseudo_images is not None:
+                    if not config.joint:
+                        labels, inputs, positions = labels[:0], inputs[:0], positions[:0]
+                    inputs = torch.cat([inputs, pseudo_images[mine]])
+                    positions = torch.cat([positions, batch_size + pseudo_rows[mine]])
+                    targets = torch.from_numpy(pseudo_targets[pseudo_index[mine]]).float()
+                    if config.pseudo_labels == "hard":  # smoothed as labels, in the authors' code
+                        targets = smooth(targets, config.label_smoothing)
+                    targets = devices.place(targets, device)
+                    if not config.model_noise_unlabeled:  # table 6, "student w/o SD, Dropout"
+                        noised = devices.place(torch.arange(len(inputs)) < len(labels), device)
+                inputs, labels = devices.place(inputs, device), devices.place(labels, device)
+                inputs = noise_images(inputs, config, len(labels), step, positions, whole)
+                inputs = augment.normalize(inputs).contiguous(memory_format=torch.channels_last)
+
+                with devices.keep_gradients_local(forward, part < parts - 1):
+                    with devices.autocast(device, config.precision):
+                        logits = forward(inputs, noised)
+                    loss = joint_loss(logits, labels, targets, config.label_smoothing,
+                                      config.normalization)
+                    (loss / parts).backward()
+                results.append((loss.detach(), logits.detach(), labels, targets))
             optimizer.step()
             average.update(network, step)
             devices.finish_step(device)
-            seen += len(images)
+            seen += world * (len(images) + len(pseudo_rows))
             done = step + 1
 
             last, saves = done == config.total_steps, done % checkpoint_steps == 0
             if done % log_steps == 0 or saves or last:
-                line = describe(step, config, logits.detach().float(), labels, targets, loss, rate)
+                line = {"step": step, "epoch": round(step / config.steps_per_epoch, 3),
+                        "learning_rate": rate} | describe(results)
                 line["images_per_second"] = round(seen / (time.perf_counter() - started), 1)
                 if not math.isfinite(line["loss"]):
                     raise FloatingPointError(
@@ -463,18 +558,16 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                         f"{rate:.3g}. Try a lower learning rate or a longer warm-up; {resume} "
                         "holds the last good state"
                     )
+                write_log(line)
                 shown = {} if best["top1"] is None else {"val": f"{best['top1']:.1f}%"}
                 bar.set_postfix(loss=f"{line['loss']:.3f}", **shown,
                                 images_s=f"{line['images_per_second']:.0f}")
-                log_file.write(json.dumps({"name": name, **line}) + "\n")
-                log_file.flush()
             if done % evaluate_steps == 0 or last:
                 accuracy = None
                 if validation is not None:
-                    accuracy = top1(average.network, validation, config.image_size, device=device)
-                    log_file.write(json.dumps({"name": name, "step": step, "val_top1": accuracy})
-                                   + "\n")
-                    log_file.flush()
+                    accuracy = top1(average.network, validation, config.image_size, device=device,
+                                    workers=workers)
+                    write_log({"step": step, "val_top1": accuracy})
                 if accuracy is None or best["top1"] is None or accuracy >= best["top1"]:
                     best = {"top1": accuracy, "step": step,
                             "model": to_host(average.network.state_dict())}
@@ -487,25 +580,55 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                 })
     save(out, {"meta": meta, "model": best["model"], "val_top1": best["top1"],
                "step": best["step"]})
-    resume.unlink(missing_ok=True)
+    if devices.rank() == 0:
+        resume.unlink(missing_ok=True)
     return out
 
 
-def describe(step: int, config: TrainConfig, logits: Tensor, labels: Tensor,
-             targets: Tensor | None, loss: Tensor, rate: float) -> dict:
-    """What the log says of a step: the losses of both parts and how often the student agrees."""
-    labeled, unlabeled = logits[: len(labels)], logits[len(labels):]
-    line = {
-        "step": step, "epoch": round(step / config.steps_per_epoch, 3), "learning_rate": rate,
-        "loss": loss.item(),
-        "loss_labeled": F.cross_entropy(labeled, labels).item(),
-        "accuracy_labeled": 100 * (labeled.argmax(1) == labels).float().mean().item(),
-    }
-    if targets is not None:
-        agreement = unlabeled.argmax(1) == targets.argmax(1)
-        line["loss_unlabeled"] = cross_entropy(unlabeled, targets).item()
-        line["agreement_unlabeled"] = 100 * agreement.float().mean().item()
-    return line
+def describe(results: list[tuple]) -> dict:
+    """The losses of both parts of a step and how often the student agrees, over all processes.
+
+    results: (loss, logits, labels, targets) of each part of this process's batch.
+    """
+    values = {}
+    for loss, logits, labels, targets in results:
+        logits = logits.float()
+        labeled, unlabeled = logits[: len(labels)], logits[len(labels):]
+        values.setdefault("loss", []).append(loss)
+        if len(labels):
+            correct = (labeled.argmax(1) == labels).float().mean()
+            values.setdefault("loss_labeled", []).append(F.cross_entropy(labeled, labels))
+            values.setdefault("accuracy_labeled", []).append(100 * correct)
+        if targets is not None:
+            agreement = (unlabeled.argmax(1) == targets.argmax(1)).float().mean()
+            values.setdefault("loss_unlabeled", []).append(cross_entropy(unlabeled, targets))
+            values.setdefault("agreement_unlabeled", []).append(100 * agreement)
+    means = devices.mean(torch.stack([torch.stack(value).mean() for value in values.values()]))
+    return dict(zip(values, means.tolist(), strict=True))
+
+
+@contextlib.contextmanager
+def open_log(path: Path, name: str, first: int) -> Iterator[Callable[[dict], None]]:
+    """A function that adds a line to the log, and to TensorBoard where that is installed."""
+    if devices.rank() > 0:
+        yield lambda line: None
+        return
+    trim_log(path, name, first)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        board = SummaryWriter(str(path.parent / "tensorboard" / name), purge_step=first)
+    except ImportError:
+        board = None
+    with open(path, "a") as file:
+        def write(line: dict) -> None:
+            file.write(json.dumps({"name": name, **line}) + "\n")
+            file.flush()
+            for key in (line.keys() - {"step"} if board else ()):
+                board.add_scalar(key, line[key], line["step"])
+
+        yield write
+    if board:
+        board.close()
 
 
 def trim_log(log: Path, name: str, first: int) -> None:
@@ -552,6 +675,14 @@ def add_config_flags(parser: argparse.ArgumentParser, skip: tuple[str, ...] = ()
                                if field.name in CHOICES else field.type.__name__.upper())
 
 
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that decide how fast and in how much memory it runs, not what comes out."""
+    parser.add_argument("--compile", action="store_true", dest="compiled",
+                        help="compile the network; faster on GPUs after a minute")
+    parser.add_argument("--checkpoint-blocks", action="store_true",
+                        help="compute activations twice instead of keeping them: less memory")
+
+
 def config_overrides(arguments: argparse.Namespace) -> dict:
     """The fields of TrainConfig that the command line gives."""
     given = vars(arguments)
@@ -572,6 +703,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
     parser.add_argument("--checkpoint-steps", type=int, default=500,
                         help="steps between two states to resume from")
+    parser.add_argument("--start-from", metavar="FILE", help="checkpoint to take weights from")
+    add_run_flags(parser)
     add_config_flags(parser)
     arguments = parser.parse_args(argv)
     try:
@@ -584,17 +717,18 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(str(error)) from None
         labeled = data.read_folder(arguments.labeled, config.image_size)
         validation = arguments.val and data.read_folder(arguments.val, config.image_size)
-        unlabeled = targets = None
+        unlabeled = targets = selection = None
         if arguments.unlabeled:
             pool = data.read_pool(arguments.unlabeled, config.image_size, labeled.classes)
             labels = pseudo_label.read_labels(
                 arguments.pseudo_label_dir, pseudo_label.pool_settings(pool)
             )
             unlabeled = pool.subset(torch.tensor(labels.index))
-            targets = labels.targets
-        train(config, labeled, validation, unlabeled, targets, out=arguments.out, device=device,
-              workers=arguments.workers, checkpoint_steps=arguments.checkpoint_steps,
-              name=Path(arguments.out).stem)
+            targets, selection = labels.targets, labels.selection
+        train(config, labeled, validation, unlabeled, targets, selection, out=arguments.out,
+              start=arguments.start_from, device=device, workers=arguments.workers,
+              compiled=arguments.compiled, checkpoint_blocks=arguments.checkpoint_blocks,
+              checkpoint_steps=arguments.checkpoint_steps, name=Path(arguments.out).stem)
     except (InputError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

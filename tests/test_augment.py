@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
+from torchvision import transforms
 
 import augment
 from augment import EMPTY, OPERATIONS, STRENGTHS, RandAugment, apply_operation, level_to_value
@@ -187,6 +188,12 @@ def test_shape_dtype_and_independence_of_neighbours(name, magnitude, count, heig
     assert torch.equal(together, torch.cat(alone))
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_empty_batch_stays_empty(name):
+    images = noise(0, 20, 30)
+    assert apply_operation(images, name, torch.zeros(0)).shape == (0, 3, 20, 30)
+
+
 @pytest.mark.parametrize("name", IDENTITY)
 def test_identity(name):
     for images in IMAGES.values():
@@ -252,6 +259,37 @@ def test_posterize_and_solarize_are_not_reversed():
     assert apply_operation(levels, "Posterize", torch.tensor([2.0])).unique().numel() == 4
     solarized = apply_operation(levels, "Solarize", torch.tensor([200.0])).flatten(2)[0, 0]
     assert solarized[:200].tolist() == list(range(200)) and solarized[200] == 55
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_the_other_scale_is_torchvisions(size):
+    """Bins 0 to 30 of torchvision's RandAugment mean torchvision's values, signs included."""
+    space = transforms.RandAugment()._augmentation_space(31, (size, size))
+    shared = set(OPERATIONS) & set(space)
+    assert set(OPERATIONS) - shared == {"Invert", "SolarizeAdd", "Cutout"}
+    for name in shared:
+        magnitudes, signed = space[name]
+        assert augment.TORCHVISION[name].signed == signed, name
+        factor = name in ("Color", "Contrast", "Brightness", "Sharpness")
+        for number in range(31) if magnitudes.ndim else ():
+            expected = factor + magnitudes[number].item()
+            actual = level_to_value(name, number, size, "torchvision")
+            assert actual == pytest.approx(expected, abs=1e-4), (name, number)
+    assert level_to_value("SolarizeAdd", 30, 224, "torchvision") == 110
+    assert level_to_value("Cutout", 15, 224, "torchvision") == 20
+
+
+def test_factors_are_drawn_on_both_sides_of_one_on_torchvisions_scale():
+    draws = RandAugment(1, 20, "torchvision").draw(2000, 64, 64, torch.Generator().manual_seed(0))
+    for name, expected in (("Color", [0.4, 1.6]), ("Solarize", [85.0]), ("ShearX", [-0.2, 0.2])):
+        values = draws[..., 1][draws[..., 0] == OPERATIONS.index(name)]
+        assert values.unique().tolist() == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("arguments", [(-1, 224), (31, 224, "torchvision")])
+def test_magnitudes_outside_of_the_scale_are_errors(arguments):
+    with pytest.raises(ValueError, match="is not on the scale"):
+        level_to_value("Posterize", *arguments)
 
 
 def test_equalize_flattens_the_histogram():
@@ -323,9 +361,19 @@ def test_equal_seeds_equal_batches():
 def test_grouped_equals_static():
     """The way of XLA, run on the CPU, against the way of eager devices."""
     images = noise(96, 28, 36)
-    draws = RandAugment(1, 13).draw(96, 28, 36, torch.Generator().manual_seed(4))[:, 0]
-    arguments = (images, draws[:, 0].long(), draws[:, 1], draws[:, 2:])
-    assert torch.equal(augment._apply_static(*arguments), augment._apply_grouped(*arguments))
+    draws = RandAugment(1, 13).draw(96, 28, 36, torch.Generator().manual_seed(4))
+    assert draws[..., 0].unique().numel() == len(OPERATIONS)
+    grouped = augment._apply_grouped(images, draws)
+    assert torch.equal(augment._apply_static(images, draws[:, 0]), grouped)
+
+
+@pytest.mark.parametrize("num_ops", [0, 2])
+def test_rand_augment_changes_no_input_and_takes_empty_batches(num_ops):
+    images, rand_augment = noise(8, 24, 24), RandAugment(num_ops)
+    before = images.clone()
+    assert torch.equal(rand_augment(images), before) == (num_ops == 0)
+    assert torch.equal(images, before)
+    assert rand_augment(images[:0]).shape == (0, 3, 24, 24)
 
 
 # ------------------------------------------------------------------------------ pipelines
@@ -392,14 +440,25 @@ def test_augment_large_flips_before_rand_augment():
 
 
 @pytest.mark.parametrize("pipeline", [augment.augment_small, augment.augment_large])
-def test_shards_together_are_the_whole_batch(pipeline):
+def test_parts_together_are_the_whole_batch(pipeline):
+    """Three processes with every third image each do what one does with all of them."""
     images, rand_augment = noise(24, 32, 32), RandAugment()
     whole = pipeline(images, rand_augment, torch.Generator().manual_seed(7))
-    parts = [
-        pipeline(part, rand_augment, torch.Generator().manual_seed(7), shard=(rank, 3))
-        for rank, part in enumerate(images.chunk(3))
-    ]
-    assert torch.equal(whole, torch.cat(parts))
+    together = torch.empty_like(images)
+    for rank in range(3):
+        rows, generator = torch.arange(rank, 24, 3), torch.Generator().manual_seed(7)
+        together[rows] = pipeline(images[rows], rand_augment, generator, rows=rows, batch_size=24)
+    assert torch.equal(whole, together)
+
+
+@pytest.mark.parametrize("pipeline", [augment.augment_small, augment.augment_large])
+def test_pipelines_change_no_input_and_take_empty_batches(pipeline):
+    images = noise(8, 32, 32)
+    before = images.clone()
+    pipeline(images, RandAugment())
+    assert torch.equal(images, before)
+    for rand_augment in (None, RandAugment()):
+        assert pipeline(images[:0], rand_augment).shape == (0, 3, 32, 32)
 
 
 def test_normalize():

@@ -1,21 +1,19 @@
-"""Robustness as sections 3.3 and 3.4 report it: the metrics, the attacks, and the archives."""
+"""Robustness as sections 3.3 and 3.4 report it: the metrics, the attacks, the quick suite."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 
+import data
 import eval_robust
 import model as models
-from eval_robust import ALEXNET_ERROR, ALEXNET_FLIP_RATE, IMAGENET
+from archives import IMAGENET
+from eval_robust import ALEXNET_ERROR, ALEXNET_FLIP_RATE
 
 # ---------------------------------------------------------------------------------- mCE and mFR
 
@@ -66,7 +64,7 @@ def test_mce_equals_a_slow_reference(rows):
     ALEXNET_ERROR | {"fog": [0.5] * 4},
     ALEXNET_ERROR | {"fog": [50.0] * 5},  # percent
     ALEXNET_ERROR | {"spatter": [0.5] * 5},
-])  # fmt: skip
+])
 def test_mce_refuses_what_is_not_the_benchmark(errors):
     with pytest.raises(ValueError):
         eval_robust.mean_corruption_error(errors)
@@ -146,7 +144,7 @@ class PixelNet(nn.Module):
             nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
             nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU(),
             nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3),
-        )  # fmt: skip
+        )
 
     def forward(self, pixels):
         return self.layers(pixels.float() / 127.5 - 1)
@@ -229,6 +227,24 @@ def test_pgd_is_at_least_as_strong_as_fgsm(trained, epsilon):
     assert loss(network, fgsm, labels) > loss(network, images, labels)
 
 
+def test_the_command_aims_targeted_attacks_at_any_other_class(monkeypatch):
+    seen = []
+
+    def pgd(model, images, labels, epsilon, targets, **options):
+        seen.append((labels, targets))
+        return images
+
+    monkeypatch.setattr(eval_robust, "pgd", pgd)
+    batches, labels = torch.zeros(90, 3, 2, 2).split(40), torch.arange(90) % 3
+    assert sum(map(len, eval_robust.attack(None, batches, labels, 4, True, 3))) == 90
+    truth, targets = (torch.cat(tensors) for tensors in zip(*seen, strict=True))
+    assert torch.equal(truth, labels) and (targets != labels).all()
+    assert len(set(zip(truth.tolist(), targets.tolist(), strict=True))) == 6
+    seen.clear()
+    assert len(list(eval_robust.attack(None, batches, labels, 4, False, 3))) == 3
+    assert all(targets is None for _, targets in seen)
+
+
 def test_targeted_pgd_pulls_towards_its_targets(trained):
     network, images, labels = trained
     targets = (labels + 1) % 3
@@ -279,131 +295,76 @@ def test_attacks_refuse_a_network_in_training_mode(trained):
 
 
 def test_attacks_equal_a_public_library(trained):
-    torchattacks = pytest.importorskip("torchattacks")
+    foolbox = pytest.importorskip("foolbox")
     network, images, labels = trained
 
     class UnitRange(nn.Module):  # the library's images are 0 to 1
         def forward(self, images):
             return network(images * 255)
 
-    unit, scaled = UnitRange().eval(), images.float() / 255
-    fgsm = torchattacks.FGSM(unit, eps=4 / 255)(scaled, labels) * 255
-    pgd = torchattacks.PGD(unit, eps=4 / 255, alpha=1 / 255, steps=5, random_start=False)(
-        scaled, labels
-    ) * 255  # fmt: skip
+    unit, scaled = foolbox.PyTorchModel(UnitRange().eval(), bounds=(0, 1)), images.float() / 255
+    fgsm = foolbox.attacks.LinfFastGradientAttack(random_start=False)
+    pgd = foolbox.attacks.LinfPGD(abs_stepsize=1 / 255, steps=5, random_start=False)
     for ours, theirs in (
-        (eval_robust.fgsm(*trained, 4), fgsm),
-        (eval_robust.pgd(*trained, 4, steps=5, step_size=1), pgd),
+        (eval_robust.fgsm(*trained, 4), fgsm.run(unit, scaled, labels, epsilon=4 / 255)),
+        (eval_robust.pgd(*trained, 4, steps=5, step_size=1),
+         pgd.run(unit, scaled, labels, epsilon=4 / 255)),
     ):
         # Rounding decides the sign of gradients that are next to zero.
-        assert ((ours - theirs).abs() < 1e-2).float().mean() > 0.998
-
-
-# ---------------------------------------------------------------------------------- quick suite
+        assert ((ours - 255 * theirs).abs() < 1e-2).float().mean() > 0.998
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """30 smooth images with a bright square each, (30, 3, 32, 32) uint8."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(30, 3, 5, 5, generator=generator) * 160 + 40
-    images = nn.functional.interpolate(coarse, size=32, mode="bilinear")
-    images[:, :, 10:18, 8:20] = 230
-    return images.to(torch.uint8)
+def demo():
+    """A small EfficientNet after 40 steps on the demo's labelled images, and 100 of them."""
+    images = data.demo(0, unlabeled=20, val_per_class=1, test_per_class=1).labeled
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.efficientnet("0.2x0.2", 10, dropout=0.0, survival_prob=1.0)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.1  # 40 steps are too few for EfficientNet's own
+        model = eval_robust.from_pixels(network, torch.device("cpu"))
+        network.train()
+        optimizer = torch.optim.Adam(network.parameters(), 0.005)
+        for _ in range(40):
+            batch = torch.randperm(300)[:60]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(
+                model(images.pixels[batch]), images.labels[batch]).backward()
+            optimizer.step()
+    optimizer.zero_grad()
+    network.eval()
+    assert accuracy(model, images.pixels, images.labels) > 0.6
+    return network, model, images.pixels[::3], images.labels[::3]
 
 
-def distortion(images, name, severity):
-    corrupted = eval_robust.corrupt(images, name, severity, torch.Generator().manual_seed(0))
-    assert corrupted.shape == images.shape and corrupted.dtype == torch.uint8
-    return (corrupted.float() - images.float()).abs().mean().item()
+@pytest.mark.parametrize("epsilon", [1, 2, 4, 8])
+def test_pgd_is_at_least_as_strong_as_fgsm_on_a_network_trained_on_the_demo(demo, epsilon):
+    _, *attacked = demo
+    model, _, labels = attacked
+    with torch.no_grad():
+        fgsm, pgd = eval_robust.fgsm(*attacked, epsilon), eval_robust.pgd(*attacked, epsilon)
+        assert loss(model, pgd, labels) >= loss(model, fgsm, labels)
+        assert accuracy(model, pgd, labels) <= accuracy(model, fgsm, labels)
 
 
-def test_the_fifteen_corruptions():
-    assert list(eval_robust.SEVERITIES) == list(ALEXNET_ERROR)
-    assert all(len(values) == 5 for values in eval_robust.SEVERITIES.values())
+def test_a_network_from_pixels_is_attacked_without_a_trace(demo):
+    network, *attacked = demo
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    eval_robust.pgd(*attacked, 4, steps=2)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("name", eval_robust.SEVERITIES)
-def test_corruption_distorts_and_is_reproducible(pictures, name):
-    assert 0.1 < distortion(pictures, name, 3) < 100
-    assert distortion(pictures, name, 3) == distortion(pictures, name, 3)
+def test_from_pixels_switches_dropout_off():
+    network = models.efficientnet("0.2x0.2", 10, dropout=0.5).train()
+    model = eval_robust.from_pixels(network, torch.device("cpu"))
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    assert torch.equal(model(images), model(images))
 
 
-# The others' parameters are not ordered: CIFAR-10-C's third elastic transform, for example, bends
-# the image less than its second.
-@pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur",
-                                  "zoom_blur", "brightness", "contrast", "jpeg_compression"])
-def test_severity_grows_the_distortion(pictures, name):
-    amounts = [distortion(pictures, name, severity) for severity in range(1, 6)]
-    assert amounts == sorted(amounts) and amounts[0] < amounts[-1]
-
-
-@pytest.mark.parametrize("name", ["glass_blur", "motion_blur", "snow", "frost", "fog",
-                                  "pixelate"])  # fmt: skip
-def test_the_last_severity_distorts_more_than_the_first(pictures, name):
-    assert distortion(pictures, name, 5) > distortion(pictures, name, 1)
-
-
-def test_noise_has_the_stated_strength():
-    gray = torch.full((50, 3, 32, 32), 128, dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(0)
-    gaussian = eval_robust.corrupt(gray, "gaussian_noise", 5, generator).float() / 255
-    assert gaussian.std().item() == pytest.approx(0.10, rel=0.02)
-    shot = eval_robust.corrupt(gray, "shot_noise", 5, generator).float() / 255
-    assert shot.std().item() == pytest.approx((128 / 255 / 50) ** 0.5, rel=0.02)
-    impulse = eval_robust.corrupt(gray, "impulse_noise", 5, generator)
-    assert (impulse == 0).float().mean().item() == pytest.approx(0.035, rel=0.1)
-    assert (impulse == 255).float().mean().item() == pytest.approx(0.035, rel=0.1)
-
-
-def test_contrast_and_brightness_by_definition(pictures):
-    x = pictures.double().numpy() / 255
-    mean = x.mean(axis=(2, 3), keepdims=True)
-    contrast = eval_robust.corrupt(pictures, "contrast", 2, None).numpy()
-    assert np.abs(contrast - 255 * ((x - mean) * 0.5 + mean)).max() < 0.51
-    hsv = np.stack([np.array(Image.fromarray(i).convert("HSV"))
-                    for i in eval_robust.corrupt(pictures, "brightness", 2, None)
-                    .permute(0, 2, 3, 1).numpy()])  # fmt: skip
-    expected = np.minimum(x.max(axis=1) + 0.1, 1) * 255
-    assert np.abs(hsv[..., 2] - expected).max() < 0.51
-
-
-@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
-def test_pixelate_equals_pillow(pictures, severity):
-    side = int(32 * eval_robust.SEVERITIES["pixelate"][severity - 1])
-    ours = eval_robust.corrupt(pictures, "pixelate", severity, None).permute(0, 2, 3, 1).numpy()
-    for picture, result in zip(pictures.permute(0, 2, 3, 1).numpy(), ours, strict=True):
-        small = Image.fromarray(picture).resize((side, side), Image.Resampling.BOX)
-        theirs = np.asarray(small.resize((32, 32), Image.Resampling.BOX), dtype=int)
-        assert np.abs(theirs - result).max() <= 1
-
-
-def test_motion_blur_of_a_dot_is_a_line_in_the_stated_direction():
-    dot = torch.zeros(2, 1, 32, 32)
-    dot[:, :, 16, 16] = 1
-    across, down = eval_robust._motion_blur(dot, 6, 2.5, torch.tensor([0.0, 90.0]))[:, 0]
-    assert across[16].sum() == pytest.approx(1, abs=1e-4)
-    assert across[16, 16] > across[16, 15] > across[16, 10] > 0 == across[16, 17].round(decimals=4)
-    torch.testing.assert_close(down, across.T, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("name", eval_robust.QUICK_PERTURBATIONS)
-def test_sequences_have_the_released_lengths(pictures, name):
-    frames = list(eval_robust.perturb(pictures, name, torch.Generator().manual_seed(0)))
-    assert len(frames) == {"motion_blur": 21, "translate": 16}.get(name, 31)
-    assert all(frame.shape == pictures.shape and frame.dtype == torch.uint8 for frame in frames)
-    assert not torch.equal(frames[-1], frames[-2])
-    if "noise" in name or name == "zoom_blur":
-        assert torch.equal(frames[0], pictures), "begins with the clean image"
-    middle = {"brightness": 15, "translate": 7, "rotate": 15, "scale": 15}.get(name)
-    if middle:
-        assert torch.equal(frames[middle], pictures), "passes through the clean image"
-
-
-def test_translation_moves_by_whole_pixels(pictures):
-    frames = list(eval_robust.perturb(pictures, "translate", None))
-    assert torch.equal(frames[10][..., 3:], pictures[..., :-3])
-    assert torch.equal(frames[5][..., :-2], pictures[..., 2:])
+# ---------------------------------------------------------------------------------- quick suite
 
 
 class Glance(nn.Module):
@@ -414,6 +375,12 @@ class Glance(nn.Module):
         x = pixels[:, :, :16].mean((1, 2)) - pixels[:, :, 16:].mean((1, 2))
         y = pixels[:, :16].mean((1, 2)) - pixels[:, 16:].mean((1, 2))
         return torch.stack([x + y, x - y, y - x, -x - y], dim=1)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """30 pictures of the demo."""
+    return data.draw_labels(np.arange(30) % 10, (0, 9)).pixels
 
 
 @pytest.fixture(scope="module")
@@ -431,34 +398,59 @@ def test_quick_suite_is_deterministic_for_a_seed(quick, pictures):
     assert other["corruption_error"] != results["corruption_error"]
 
 
+def test_quick_suite_leaves_the_global_random_numbers_alone(pictures):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    eval_robust.quick_suite(Glance().eval(), pictures, torch.zeros(30, dtype=torch.long))
+    assert torch.equal(torch.rand(1), expected)
+
+
 def test_quick_suite_reports_all_of_it(quick):
     results, _ = quick
     assert json.loads(json.dumps(results)) == results
     assert "not comparable" in results["note"]
     assert results["clean_top1"] == 100 and results["images"] == 30
-    errors = results["corruption_error"]
-    assert list(errors) == list(ALEXNET_ERROR)
-    assert results["unnormalized_mce"] == pytest.approx(100 * np.mean(list(errors.values())))
+    assert list(results["corruption_error"]) == list(ALEXNET_ERROR)
+    assert results["unnormalized_mce"] == pytest.approx(
+        100 * np.mean(list(results["corruption_error"].values())))
     assert results["unnormalized_mfr"] == pytest.approx(
-        100 * np.mean(list(results["flip_rate"].values()))
-    )
-    assert list(results["fgsm_top1"]) == ["1", "2", "4", "8"] and list(results["pgd_top1"]) == ["1"]
+        100 * np.mean(list(results["flip_rate"].values())))
+
+
+def test_quick_attacks_begin_at_the_clean_accuracy_and_grow(quick):
+    results, _ = quick
+    assert list(results["fgsm_top1"]) == ["0", "1", "2", "4", "8", "16"]
     strengths = list(results["fgsm_top1"].values())
+    assert strengths[0] == results["clean_top1"]
     assert strengths == sorted(strengths, reverse=True) and strengths[-1] < 100
-    assert results["flip_rate"]["brightness"] < results["flip_rate"]["translate"]
+    for epsilon, top1 in results["pgd_top1"].items():
+        assert top1 <= results["fgsm_top1"][epsilon]
+
+
+def test_quick_suite_measures_each_severity_on_its_own_fifth(pictures):
+    """A model that knows images by heart, and only clean ones: every corrupted image is wrong."""
+    known = {picture.numpy().tobytes(): number for number, picture in enumerate(pictures)}
+
+    def model(pixels):
+        numbers = [known.get(p.round().byte().numpy().tobytes(), -1) for p in pixels.float()]
+        return nn.functional.one_hot(torch.tensor(numbers) + 1, 31).float() + 0 * pixels.sum()
+
+    results = eval_robust.quick_suite(model, pictures, torch.arange(30) + 1)
+    assert results["clean_top1"] == 100
+    for name in ("gaussian_noise", "contrast", "jpeg_compression"):
+        assert results["corruption_error"][name] == [1.0] * 5
+    # The lightest blur and elastic transform of CIFAR-10-C may leave a picture as it is.
+    assert results["flip_rate"]["gaussian_noise"] == 1.0
+    assert results["flip_rate"]["translate"] < 1.0  # two frames that are both unknown are equal
 
 
 def test_quick_suite_takes_no_more_than_the_limit(pictures):
-    seen = []
-
-    def model(pixels):
-        seen.append(len(pixels))
-        return Glance()(pixels)
-
     labels = torch.zeros(30, dtype=torch.long)
-    results = eval_robust.quick_suite(model, pictures, labels, limit=10, epsilons=(8,))
-    assert results["images"] == results["flip_sequences"] == results["attacked_images"] == 10
-    assert list(results["fgsm_top1"]) == list(results["pgd_top1"]) == ["8"]
+    results = eval_robust.quick_suite(Glance().eval(), pictures, labels, limit=10,
+                                      fgsm_epsilons=(8,), pgd_epsilons=(2,))
+    assert (results["images"], results["attacked"], results["films"]) == (10, 5, 1)
+    assert list(results["fgsm_top1"]) == ["8"] and list(results["pgd_top1"]) == ["2"]
 
 
 def test_quick_suite_refuses_other_images():
@@ -466,293 +458,19 @@ def test_quick_suite_refuses_other_images():
         eval_robust.quick_suite(Glance(), torch.zeros(9, 3, 32, 32), torch.zeros(9))
 
 
-# ---------------------------------------------------------------------------------- the archives
-
-ARCH = "0.2x0.2"
-WNIDS = ["n01498041", "n12267677"]  # stingray and acorn: 6 and 988; both are in ImageNet-A
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """A random network of 1000 classes and one of 10, the second as train.py writes them."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(0)
-    torch.save(models.efficientnet(ARCH).state_dict(), folder / "imagenet.pth")
-    cifar = models.efficientnet(ARCH, 10, small_images=True)
-    config = {"arch": ARCH, "small_images": True, "image_size": 32}
-    meta = json.dumps({"config": config, "classes": [f"class{n}" for n in range(10)]})
-    torch.save({"model": cifar.state_dict(), "meta": meta}, folder / "cifar.pt")
-    return folder
+def figures(error, flips):
+    return {"corruption_error": {"fog": [error] * 5, "snow": [2 * error] * 5},
+            "flip_rate": {"scale": flips, "rotate": 0.4}}
 
 
-@pytest.fixture
-def evaluate(checkpoints, tmp_path, monkeypatch, capsys):
-    """Runs the command line in this process: (exit status, results or None, stderr)."""
-
-    def evaluate(suite, data_dir, *more):
-        network = "cifar.pt" if suite.startswith(("cifar", "quick")) else "imagenet.pth"
-        out = tmp_path / f"{suite}.json"
-        arguments = ["--checkpoint", checkpoints / network, "--arch", ARCH, "--suite", suite,
-                     "--data-dir", data_dir, "--out", out, "--device", "cpu",
-                     "--image-size", 32, *more]  # fmt: skip
-        monkeypatch.setattr(sys, "argv", ["eval_robust.py", *map(str, arguments)])
-        try:
-            eval_robust.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        lines = capsys.readouterr().err.splitlines()
-        message = [line for line in lines if "eval_robust.py:" in line]
-        return status, json.loads(out.read_text()) if out.exists() else None, message
-
-    return evaluate
+def test_relative_figures_make_the_other_network_the_yardstick():
+    """By hand: every error is half the other's; (0.1 / 0.2 + 0.4 / 0.4) / 2 is 75 %."""
+    assert eval_robust.relative_to(figures(0.4, 0.2), figures(0.2, 0.1)) == {
+        "relative_mce": pytest.approx(50), "relative_mfr": pytest.approx(75)}
 
 
-def save_image(path: Path, size, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-    Image.fromarray(pixels).resize(size).save(path, quality=85)
-
-
-def imagenet_c(root, group=False, size=(224, 224)):
-    groups = {"gaussian_noise": "noise", "fog": "weather"} if group else {}
-    for name in ALEXNET_ERROR:
-        for severity in range(1, 6):
-            for wnid in WNIDS:
-                folder = root / groups.get(name, "") / name / str(severity) / wnid
-                save_image(folder / "ILSVRC2012_val_00000001.JPEG", size, severity)
-    return root
-
-
-@pytest.mark.parametrize("group", [False, True])
-def test_imagenet_c(evaluate, tmp_path, group):
-    status, results, _ = evaluate("imagenet-c", imagenet_c(tmp_path / "c", group))
-    assert status == 0
-    assert len(results["parts"]) == 75 and results["parts"]["fog/3"]["images"] == 2
-    errors = {name: [1 - results["parts"][f"{name}/{s}"]["top1"] / 100 for s in range(1, 6)]
-              for name in ALEXNET_ERROR}  # fmt: skip
-    assert results["summary"]["mce"] == eval_robust.mean_corruption_error(errors)
-    assert results["summary"]["top1"] == pytest.approx(100 * (1 - np.mean(list(errors.values()))))
-
-
-def test_a_missing_severity_is_named_and_the_run_continues_later(evaluate, tmp_path):
-    root = imagenet_c(tmp_path / "c")
-    (root / "fog" / "3").rename(root / "aside")
-    status, results, message = evaluate("imagenet-c", root)
-    assert status == 2 and len(message) == 1 and str(root / "fog" / "3") in message[0]
-    assert len(results["parts"]) == 9 * 5 + 2 and "summary" not in results
-
-    (root / "aside").rename(root / "fog" / "3")
-    for measured in ("gaussian_noise", "snow"):  # kept results are not measured again
-        (root / measured).rename(root / f"gone_{measured}")
-    status, results, _ = evaluate("imagenet-c", root)
-    assert status == 0 and len(results["parts"]) == 75 and "summary" in results
-
-
-@pytest.mark.parametrize("damage, named", [
-    ("unknown class", "n99999999"), ("broken image", "val_1.JPEG"), ("size", "val_1.JPEG"),
-    ("fewer images", "gaussian_noise/2"),
-])  # fmt: skip
-def test_broken_imagenet_c(evaluate, tmp_path, damage, named):
-    root = imagenet_c(tmp_path / "c")
-    folder = root / "gaussian_noise" / "2"
-    extra = folder / WNIDS[0] / "val_1.JPEG"
-    if damage == "unknown class":
-        (folder / WNIDS[0]).rename(folder / "n99999999")
-    elif damage == "broken image":
-        save_image(extra, (224, 224))
-        extra.write_bytes(extra.read_bytes()[:300])
-    elif damage == "size":
-        save_image(extra, (256, 200))
-    else:
-        next((folder / WNIDS[0]).iterdir()).unlink()
-    status, results, message = evaluate("imagenet-c", root)
-    assert status == 2 and len(message) == 1 and named in message[0]
-    assert list(results["parts"]) == ["gaussian_noise/1"]
-
-
-@pytest.mark.parametrize("suite", ["imagenet-a", "imagenet"])
-def test_folders_of_classes(evaluate, checkpoints, tmp_path, suite):
-    """Images are filed by a slow reference's ranking, so that the accuracies are known."""
-    network, _, _ = eval_robust.load_network(checkpoints / "imagenet.pth", ARCH)
-    allowed = IMAGENET["imagenet_a"] if suite == "imagenet-a" else range(1000)
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
-    sizes = [(100, 80), (64, 90), (70, 70), (224, 96)]
-    for seed, (size, rank) in enumerate(zip(sizes, [0, 0, 4, 5], strict=True)):
-        save_image(tmp_path / "1.JPEG", size, seed)
-        image, short = Image.open(tmp_path / "1.JPEG"), min(size)
-        side = short if suite == "imagenet-a" else short * 96 // (96 + 32)
-        left, top = (size[0] - side + 1) // 2, (size[1] - side + 1) // 2
-        crop = image.resize((96, 96), Image.Resampling.BICUBIC,
-                            (left, top, left + side, top + side))  # fmt: skip
-        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
-        logits = network((pixels / 255 - mean) / std)[0].tolist()
-        ranking = sorted(allowed, key=lambda number: -logits[number])
-        folder = tmp_path / "data" / IMAGENET["wnids"][ranking[rank]]
-        folder.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "1.JPEG").rename(folder / f"{seed}.JPEG")
-    status, results, _ = evaluate(
-        suite, tmp_path / "data", "--image-size", 96, "--batch-size", 3
-    )  # fmt: skip
-    assert status == 0
-    assert results["summary"] == {"images": 4, "top1": 50.0, "top5": 75.0}
-
-
-def test_imagenet_a_refuses_a_class_that_is_not_among_its_200(evaluate, tmp_path):
-    save_image(tmp_path / "a" / "n01440764" / "1.JPEG", (50, 50))
-    status, _, message = evaluate("imagenet-a", tmp_path / "a")
-    assert status == 2 and "n01440764" in message[0]
-
-
-def save_film(path: Path, frames: int, size: int = 224):
-    av = pytest.importorskip("av")
-    random = np.random.default_rng(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as film:
-        stream = film.add_stream("mpeg4", rate=1)
-        stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
-        for _ in range(frames):
-            pixels = random.integers(0, 256, (4, 4, 3), np.uint8).repeat(size // 4, 0)
-            frame = av.VideoFrame.from_ndarray(pixels.repeat(size // 4, 1), format="rgb24")
-            film.mux(stream.encode(frame))
-        film.mux(stream.encode())
-
-
-def imagenet_p(root):
-    for name in ALEXNET_FLIP_RATE:
-        for wnid in WNIDS:
-            path = root / name / wnid / "ILSVRC2012_val_00000001.mp4"
-            save_film(path, 41 if name == "translate" else 31)
-    return root
-
-
-def test_imagenet_p(evaluate, tmp_path):
-    status, results, _ = evaluate("imagenet-p", imagenet_p(tmp_path / "p"), "--batch-size", 40)
-    assert status == 0
-    rates = {name: part["flip_rate"] for name, part in results["parts"].items()}
-    assert results["summary"]["mfr"] == eval_robust.mean_flip_rate(rates)
-    assert results["parts"]["tilt"]["images"] == 2
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "no film", "too short", "size"])
-def test_broken_imagenet_p(evaluate, tmp_path, damage):
-    for name in ("gaussian_noise", "shot_noise"):
-        save_film(tmp_path / "p" / name / WNIDS[0] / "1.mp4", 31)
-    film = tmp_path / "p" / "shot_noise" / WNIDS[0] / "1.mp4"
-    if damage == "size":
-        save_film(film, 31, size=64)
-    elif damage == "too short":
-        save_film(film, 12)
-    else:
-        content = {"truncated": film.read_bytes()[:-3000], "empty": b"", "no film": b"no" * 999}
-        film.write_bytes(content[damage])
-    status, results, message = evaluate("imagenet-p", tmp_path / "p")
-    assert status == 2 and len(message) == 1 and str(film) in message[0]
-    assert list(results["parts"]) == ["gaussian_noise"]
-
-
-def test_films_need_their_package(evaluate, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
-    path = tmp_path / "p" / "gaussian_noise" / WNIDS[0] / "1.mp4"
-    path.parent.mkdir(parents=True)
-    path.touch()
-    status, _, message = evaluate("imagenet-p", tmp_path / "p")
-    assert status == 2 and "pip install av" in message[0]
-
-
-def cifar10_c(root):
-    root.mkdir()
-    random = np.random.default_rng(0)
-    for name in ALEXNET_ERROR:
-        np.save(root / f"{name}.npy", random.integers(0, 256, (20, 32, 32, 3), np.uint8))
-    np.save(root / "labels.npy", np.tile(np.array([0, 3, 5, 9], np.uint8), 5))
-    return root
-
-
-def test_cifar10_c(evaluate, checkpoints, tmp_path):
-    root = cifar10_c(tmp_path / "c")
-    network, _, _ = eval_robust.load_network(checkpoints / "cifar.pt", ARCH)
-    images = torch.from_numpy(np.load(root / "fog.npy")).permute(0, 3, 1, 2) / 255
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
-    predictions = network((images - mean.view(3, 1, 1)) / std.view(3, 1, 1)).argmax(1)
-    # Put the network's own answers in place of the labels of the third block, images 8 to 11.
-    labels = np.full(20, 99, np.uint8)
-    labels[8:12] = predictions[8:12].numpy()
-    np.save(root / "labels.npy", labels)
-    status, results, _ = evaluate("cifar10-c", root)
-    assert status == 0
-    assert [results["parts"][f"fog/{s}"]["top1"] for s in range(1, 6)] == [0, 0, 100, 0, 0]
-    assert "mce" not in results["summary"]  # CIFAR-10-C has no yardstick
-    assert results["summary"]["unnormalized_mce"] == 100 - results["summary"]["top1"]
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "shape", "labels"])
-def test_broken_cifar10_c(evaluate, tmp_path, damage):
-    root = cifar10_c(tmp_path / "c")
-    broken = root / "shot_noise.npy"
-    if damage == "truncated":
-        broken.write_bytes(broken.read_bytes()[:-1])
-    elif damage == "missing":
-        broken.unlink()
-    elif damage == "shape":
-        np.save(broken, np.zeros((20, 24, 24, 3), np.uint8))
-    else:
-        np.save(broken, np.zeros((25, 32, 32, 3), np.uint8))
-    status, results, message = evaluate("cifar10-c", root)
-    assert status == 2 and len(message) == 1 and str(broken) in message[0]
-    assert len(results["parts"]) == 5
-
-
-def test_cifar10_p(evaluate, tmp_path):
-    random, root = np.random.default_rng(0), tmp_path / "p"
-    root.mkdir()
-    names = [*ALEXNET_FLIP_RATE, "spatter"]
-    names.remove("snow")
-    for name in names:
-        frames = {"motion_blur": 21, "translate": 16}.get(name, 31)
-        films = random.integers(0, 256, (3, frames, 32, 32, 3), np.uint8)
-        if name == "rotate":
-            films[:] = films[:, :1]  # nothing moves
-        np.save(root / f"{name}.npy", films)
-    status, results, _ = evaluate("cifar10-p", root)
-    assert status == 0 and set(results["parts"]) == set(names)
-    assert results["parts"]["rotate"]["flip_rate"] == 0
-    rates = [part["flip_rate"] for part in results["parts"].values()]
-    assert results["summary"] == {"unnormalized_mfr": pytest.approx(100 * np.mean(rates))}
-
-
-def test_quick_from_the_command_line(evaluate, tmp_path):
-    for number in range(10):
-        save_image(tmp_path / "test" / f"class{number}" / "1.png", (40, 32), number)
-    status, results, _ = evaluate("quick", tmp_path / "test")
-    assert status == 0 and results["summary"]["images"] == 10
-
-
-def test_results_of_another_network_are_not_continued(evaluate, tmp_path):
-    root = cifar10_c(tmp_path / "c")
-    assert evaluate("cifar10-c", root)[0] == 0
-    out = tmp_path / "cifar10-c.json"
-    out.write_text(out.read_text().replace('"checkpoint_sha256": "', '"checkpoint_sha256": "0'))
-    status, _, message = evaluate("cifar10-c", root)
-    assert status == 2 and "another checkpoint_sha256" in message[0]
-    out.write_text("[]")
-    assert evaluate("cifar10-c", root)[:2] == (2, [])
-
-
-def test_checkpoints_that_do_not_fit(evaluate, checkpoints, tmp_path):
-    status, _, message = evaluate("cifar10-c", tmp_path, "--checkpoint", tmp_path / "none.pt")
-    assert status == 2 and "none.pt" in message[0]
-    status, _, message = evaluate("imagenet-a", tmp_path, "--arch", "b1")
-    assert status == 2 and "imagenet.pth" in message[0] and "b1" in message[0]
-    status, _, message = evaluate("imagenet-a", tmp_path, "--checkpoint", checkpoints / "cifar.pt")
-    assert status == 2 and "1000 classes" in message[0]
-
-
-def test_the_command_itself(checkpoints, tmp_path):
-    command = [sys.executable, "eval_robust.py", "--checkpoint", checkpoints / "cifar.pt",
-               "--suite", "cifar10-c", "--data-dir", tmp_path, "--out", tmp_path / "out.json"]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("eval_robust.py: ")
-    assert not (tmp_path / "out.json").exists()
+def test_relative_figures_are_none_where_the_yardstick_never_errs_or_flips():
+    assert eval_robust.relative_to(figures(0.0, 0.2), figures(0.2, 0.2)) == {
+        "relative_mce": None, "relative_mfr": pytest.approx(100)}
+    assert eval_robust.relative_to(figures(0.2, 0.0), figures(0.2, 0.2)) == {
+        "relative_mce": pytest.approx(100), "relative_mfr": None}

@@ -1,6 +1,7 @@
 """The loop of Algorithm 1 from the command line: what it reports, continues and refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import iterate
 import pseudo_label
 import train
 
-SHORT = ["--unlabeled-images", "120", "--labels-per-class", "3", "--epochs", "2", "--per-class",
-         "8", "--threshold", "0.05", "--device", "cpu"]
+SHORT = ["--unlabeled-images", "120", "--labels-per-class", "3", "--test-per-class", "10",
+         "--epochs", "2", "--per-class", "8", "--threshold", "0.05", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_the_last_student_is_the_next_teacher(short_demo):
 
 def test_test_accuracy_is_that_of_the_checkpoint(short_demo):
     network, _ = pseudo_label.load_teacher(short_demo / "student-2.pt", torch.device("cpu"))
-    splits = data.demo(0, labels_per_class=3, unlabeled=120)
+    splits = data.demo(0, labels_per_class=3, unlabeled=120, test_per_class=10)
     assert train.top1(network, splits.test, 32) == report(short_demo)["generations"][2]["test_top1"]
 
 
@@ -88,6 +89,81 @@ def test_a_run_directory_of_another_run_is_not_overwritten(short_demo, capsys):
     assert (short_demo / "report.json").read_bytes() == before
 
 
+TWO = ["--arch", "0.25x0.34", "0.25x0.34", "--no-labels-only", "--plan", "cifar10-cpu",
+       "--no-robustness"]
+
+
+@pytest.fixture(scope="module")
+def small_pictures(tmp_path_factory):
+    """--train and --test folders of 32x32 files, and a hundred more images than labels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    splits = data.demo(0, labels_per_class=12, unlabeled=20, val_per_class=1, test_per_class=2)
+    for name in ("labeled", "test"):
+        images = getattr(splits, name)
+        for number, (label, pixels) in enumerate(zip(images.labels, images.pixels, strict=True)):
+            place = folder / name / images.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place / f"{number:03d}.png")
+    return ["--train", str(folder / "labeled"), "--test", str(folder / "test"),
+            "--labels-per-class", "4", "--val-per-class", "2", "--epochs", "2",
+            "--threshold", "0.05", *TWO]
+
+
+def start(arguments, *launcher, **environment):
+    return subprocess.run(
+        [sys.executable, *launcher, str(Path(iterate.__file__)), *arguments],
+        env=os.environ | environment, capture_output=True, text=True,
+    )
+
+
+def test_two_processes_of_torchrun_write_one_report(small_pictures, tmp_path):
+    arguments = [*small_pictures, "--device", "cpu", "--out", str(tmp_path / "r")]
+    result = start(arguments, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = report(tmp_path / "r")["generations"]
+    assert [row["name"] for row in rows] == ["teacher", "student 1"]
+    assert result.stdout.count("pseudo-label top-1") == 1
+    lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").open()]
+    steps = [line["step"] for line in lines if line["name"] == "teacher" and "val_top1" in line]
+    assert steps == sorted(set(steps))
+
+
+def test_the_loop_runs_on_xla_from_the_command_line(small_pictures, tmp_path):
+    pytest.importorskip("torch_xla")
+    arguments = [*small_pictures, "--device", "xla", "--out", str(tmp_path / "r")]
+    result = start(arguments, PJRT_DEVICE="CPU")
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = report(tmp_path / "r")["generations"]
+    assert [row["name"] for row in rows] == ["teacher", "student 1"]
+    assert (tmp_path / "r" / "report.png").exists()
+
+
+def test_a_student_may_be_pretrained_and_start_from_its_teacher(small_pictures, tmp_path):
+    out = tmp_path / "r"
+    arguments = [*small_pictures, "--device", "cpu", "--no-joint", "--from-teacher"]
+    assert iterate.main([*arguments, "--out", str(out)]) == 0
+    pretrained = pseudo_label.load_teacher(out / "student-1-pretrained.pt", torch.device("cpu"))
+    finetuned = pseudo_label.load_teacher(out / "student-1.pt", torch.device("cpu"))
+    teacher, _ = pseudo_label.load_teacher(out / "teacher.pt", torch.device("cpu"))
+    assert pretrained[1]["start"] == pseudo_label.teacher_hash(teacher)
+    assert finetuned[1]["start"] == pseudo_label.teacher_hash(pretrained[0])
+    assert not pretrained[1]["config"]["joint"] and finetuned[1]["config"]["unlabeled_ratio"] == 0
+
+
+def test_every_generation_may_be_fine_tuned_at_a_larger_resolution(small_pictures, tmp_path):
+    out = tmp_path / "r"
+    arguments = [*small_pictures, "--device", "cpu", "--image-size", "66", "--epochs", "1",
+                 "--fixed-resolution", "72"]
+    assert iterate.main([*arguments, "--out", str(out)]) == 0
+    for name, size in (("student-1", 66), ("student-1-72-px", 72)):
+        _, known = pseudo_label.load_teacher(out / f"{name}.pt", torch.device("cpu"))
+        assert known["image_size"] == size
+    teacher, _ = pseudo_label.load_teacher(out / "teacher-72-px.pt", torch.device("cpu"))
+    settings = json.loads((out / "student-1-labels" / "labels.json").read_text())["settings"]
+    assert settings["teacher"] == pseudo_label.teacher_hash(teacher)
+    assert settings["image_size"] == 72
+
+
 def test_generations_of_the_paper_are_those_of_table_7():
     plan = iterate.PLANS["paper"]
     assert [generation.config.arch for generation in plan] == ["b7", "l2", "l2", "l2"]
@@ -103,7 +179,8 @@ def test_students_of_every_plan_are_equal_or_larger():
 
 def test_noise_can_be_taken_from_the_unlabeled_images_alone(tmp_path):
     out = str(tmp_path / "r")
-    assert iterate.main([*SHORT, "--no-noise", "--no-labels-only", "--out", out]) == 0
+    quick = ["--no-labels-only", "--no-robustness"]
+    assert iterate.main([*SHORT, "--no-noise", *quick, "--out", out]) == 0
     generations = json.loads((tmp_path / "r" / "config.json").read_text())["generations"]
     teacher, *students = (generation["config"] for generation in generations)
     for student in students:

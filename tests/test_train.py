@@ -6,12 +6,15 @@ import math
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import kill_training
 import numpy as np
 import pytest
 import timm.optim
 import torch
+from PIL import Image
 
 import data
 import model
@@ -213,6 +216,7 @@ CHANGES = {
     "learning_rate": 0.01, "warmup_epochs": 1.0, "schedule": "exponential", "decay_rate": 0.5,
     "decay_epochs": 0.4, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.5,
     "ema_decay": 0.1, "precision": "bfloat16", "evaluate_epochs": 0.4, "seed": 1,
+    "augment_labeled": False, "frozen_stages": 3, "joint": False, "accumulation_steps": 2,
 }
 
 
@@ -325,18 +329,129 @@ def test_a_run_killed_while_it_saves_ends_with_the_same_weights(kill_at, splits,
     assert steps(out) == steps(reference)  # no line twice, none lost
 
 
-def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
-    path = tmp_path / "a.pt"
-    train.save(path, {"value": torch.ones(3)})
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
+    kill_training.train_and_kill(whole, 12, kills=0, seed=0)
+    assert len(kill_training.train_and_kill(killed, 12, kills=3, seed=0)) == 3
+    assert same(weights(killed), weights(whole))
 
-    def full(file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
 
-    with pytest.raises(data.InputError, match="No space left"):
-        data.write_atomically(path, full)
-    assert torch.equal(torch.load(path, weights_only=True)["value"], torch.ones(3))
-    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+FULL = """
+import resource, sys
+sys.path.insert(0, {root!r})
+import data, train
+count, write = 0, data.write_atomically
+def limited_write(path, writer):
+    global count
+    count += path.suffix == ".resume"
+    if count == 3:  # from here on no file of this process may grow beyond 100 kB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    write(path, writer)
+data.write_atomically = limited_write
+sys.exit(train.main({arguments!r}))
+"""
+
+
+def test_a_full_disk_ends_with_one_line_and_leaves_the_older_checkpoint(splits, tmp_path):
+    for label, pixels in zip(splits.labeled.labels, splits.labeled.pixels, strict=True):
+        folder = tmp_path / "images" / str(int(label))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(
+            folder / f"{len(list(folder.iterdir()))}.png")
+    arguments = ["--labeled", str(tmp_path / "images"), "--out", str(tmp_path / "run" / "a.pt"),
+                 "--arch", "0.25x0.34", "--image-size", "32", "--batch-size", "10", "--epochs", "4",
+                 "--checkpoint-steps", "2", "--device", "cpu"]
+    code = FULL.format(root=str(ROOT), arguments=arguments)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    complaint = result.stderr.splitlines()[-1]
+    assert complaint.startswith("train.py: ") and "File too large" in complaint
+    assert "Traceback" not in result.stderr
+    state = torch.load(tmp_path / "run" / "a.resume", weights_only=True)
+    assert state["step"] == 4
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert train.main(arguments) == 0  # with room again it goes on
+
+
+# ------------------------------------------------------------------ starting from other weights
+
+
+def test_a_student_may_start_from_its_teachers_weights(splits, tmp_path):
+    teacher = run(TINY, splits, tmp_path / "teacher.pt", students=False)
+    still = dataclasses.replace(TINY, learning_rate=0.0, seed=5)
+    student = run(still, splits, tmp_path / "student.pt", start=teacher)
+    learned = weights(teacher)
+    for key, value in weights(student).items():
+        if "running" not in key and "tracked" not in key:  # BatchNorm sees the student's images
+            torch.testing.assert_close(value, learned[key])
+
+
+def test_a_start_of_another_architecture_is_an_error(splits, tmp_path):
+    teacher = run(TINY, splits, tmp_path / "teacher.pt", students=False)
+    with pytest.raises(data.InputError, match="cannot start from .*teacher.pt"):
+        run(dataclasses.replace(TINY, arch="0.5x0.34"), splits, tmp_path / "a.pt", start=teacher)
+
+
+def test_without_the_joint_loss_the_labels_do_not_matter(splits, tmp_path):
+    alone = dataclasses.replace(TINY, joint=False)
+    shifted = dataclasses.replace(splits, labeled=dataclasses.replace(
+        splits.labeled, labels=(splits.labeled.labels + 1) % 10))
+    one, other = (run(alone, images, tmp_path / f"{number}.pt")
+                  for number, images in enumerate((splits, shifted)))
+    assert same(weights(one), weights(other))
+    assert "loss_labeled" not in (tmp_path / "0.jsonl").read_text()
+
+
+def test_resolution_fix_is_a_short_clean_fine_tuning_of_the_deep_layers():
+    config = train.resolution_fix(TrainConfig(arch="l2", image_size=475), 800)
+    assert (config.image_size, config.epochs, config.arch) == (800, 1.5, "l2")
+    images = torch.randint(0, 256, (4, 3, 80, 80), dtype=torch.uint8)
+    assert torch.equal(train.noise_images(images, config, 4, 0), images)  # unaugmented
+    assert config.unlabeled_ratio == 0 and config.frozen_stages == 5
+
+
+def test_resolution_fix_leaves_the_shallow_layers_as_they_were(splits, tmp_path):
+    before = run(TINY, splits, tmp_path / "before.pt", students=False)
+    config = dataclasses.replace(train.resolution_fix(TINY, 32), epochs=2)
+    after = run(config, splits, tmp_path / "after.pt", students=False, start=before)
+    old, new = weights(before), weights(after)
+    for key in old:
+        shallow = key.startswith(("stem", *(f"stages.{number}." for number in range(5))))
+        assert torch.equal(old[key], new[key]) == shallow or "tracked" in key, key
+
+
+def test_the_larger_resolution_is_read_from_the_files(splits, tmp_path):
+    for label, pixels in zip(splits.labeled.labels, splits.labeled.pixels, strict=True):
+        folder = tmp_path / "images" / str(int(label))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(
+            folder / f"{len(list(folder.iterdir()))}.png")
+    files = data.read_folder(tmp_path / "images", 72)
+    config = dataclasses.replace(TINY, image_size=72, epochs=1)
+    before = train.train(config, files, files, out=tmp_path / "before.pt")
+    after = train.train(train.resolution_fix(config, 96), files, files, out=tmp_path / "after.pt",
+                        start=before)
+    assert pseudo_label.load_teacher(after, torch.device("cpu"))[1]["image_size"] == 96
+
+
+def test_tensorboard_gets_the_log_where_it_is_installed(splits, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            self.folder = folder
+
+        def add_scalar(self, key, value, step):
+            written.append((key, step))
+
+        def close(self):
+            written.append("closed")
+
+    fake = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    run(TINY, splits, tmp_path / "a.pt")
+    assert {("loss", 0), ("val_top1", 7), ("learning_rate", 3)} <= set(written)
+    assert written[-1] == "closed"
 
 
 @pytest.mark.parametrize(("content", "name"), [(None, "missing.pt"), (b"nonsense", "broken.pt")])

@@ -1,0 +1,354 @@
+"""The released test sets, whole and broken, through the whole command line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval_robust
+import model as models
+from archives import IMAGENET
+from eval_robust import ALEXNET_ERROR, ALEXNET_FLIP_RATE
+from train import TrainConfig
+
+ARCH = "0.2x0.2"
+WNIDS = ["n01498041", "n12267677"]  # stingray and acorn: 6 and 988; both are in ImageNet-A
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A random network of 1000 classes and one of 10, the second as train.py writes them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    torch.save(models.efficientnet(ARCH).state_dict(), folder / "imagenet.pth")
+    cifar = models.efficientnet(ARCH, 10, small_images=True)
+    config = TrainConfig(arch=ARCH, small_images=True, image_size=32)
+    meta = json.dumps({"config": asdict(config), "classes": [f"class{n}" for n in range(10)]})
+    torch.save({"model": cifar.state_dict(), "meta": meta}, folder / "cifar.pt")
+    return folder
+
+
+@pytest.fixture
+def evaluate(checkpoints, tmp_path, monkeypatch, capsys):
+    """Runs the command line in this process: (exit status, results or None, stderr)."""
+
+    def evaluate(suite, data_dir, *more):
+        network = "imagenet.pth" if suite.startswith("imagenet") else "cifar.pt"
+        out = tmp_path / f"{suite}.json"
+        arguments = ["--checkpoint", checkpoints / network, "--arch", ARCH, "--suite", suite,
+                     "--data-dir", data_dir, "--out", out, "--device", "cpu",
+                     "--image-size", 32, *more]
+        monkeypatch.setattr(sys, "argv", ["eval_robust.py", *map(str, arguments)])
+        try:
+            eval_robust.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        lines = capsys.readouterr().err.splitlines()
+        message = [line for line in lines if "eval_robust.py:" in line]
+        return status, json.loads(out.read_text()) if out.exists() else None, message
+
+    return evaluate
+
+
+def save_image(path: Path, size, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).resize(size).save(path, quality=85)
+
+
+def imagenet_c(root, group=False, size=(224, 224)):
+    groups = {"gaussian_noise": "noise", "fog": "weather"} if group else {}
+    for name in ALEXNET_ERROR:
+        for severity in range(1, 6):
+            for wnid in WNIDS:
+                folder = root / groups.get(name, "") / name / str(severity) / wnid
+                save_image(folder / "ILSVRC2012_val_00000001.JPEG", size, severity)
+    return root
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_imagenet_c(evaluate, tmp_path, group):
+    status, results, _ = evaluate("imagenet-c", imagenet_c(tmp_path / "c", group))
+    assert status == 0
+    assert len(results["parts"]) == 75 and results["parts"]["fog/3"]["images"] == 2
+    errors = {name: [1 - results["parts"][f"{name}/{s}"]["top1"] / 100 for s in range(1, 6)]
+              for name in ALEXNET_ERROR}
+    assert results["summary"]["mce"] == eval_robust.mean_corruption_error(errors)
+    assert results["summary"]["top1"] == pytest.approx(100 * (1 - np.mean(list(errors.values()))))
+
+
+def test_a_missing_severity_is_named_and_the_run_continues_later(evaluate, tmp_path):
+    root = imagenet_c(tmp_path / "c")
+    (root / "fog" / "3").rename(root / "aside")
+    status, results, message = evaluate("imagenet-c", root)
+    assert status == 2 and len(message) == 1 and str(root / "fog" / "3") in message[0]
+    assert len(results["parts"]) == 9 * 5 + 2 and "summary" not in results
+
+    (root / "aside").rename(root / "fog" / "3")
+    for measured in ("gaussian_noise", "snow"):  # kept results are not measured again
+        (root / measured).rename(root / f"gone_{measured}")
+    status, results, _ = evaluate("imagenet-c", root)
+    assert status == 0 and len(results["parts"]) == 75 and "summary" in results
+
+
+@pytest.mark.parametrize("damage, named", [
+    ("unknown class", "n99999999"), ("broken image", "val_1.JPEG"), ("size", "val_1.JPEG"),
+    ("fewer images", "gaussian_noise/2"),
+])
+def test_broken_imagenet_c(evaluate, tmp_path, damage, named):
+    root = imagenet_c(tmp_path / "c")
+    folder = root / "gaussian_noise" / "2"
+    extra = folder / WNIDS[0] / "val_1.JPEG"
+    if damage == "unknown class":
+        (folder / WNIDS[0]).rename(folder / "n99999999")
+    elif damage == "broken image":
+        save_image(extra, (224, 224))
+        extra.write_bytes(extra.read_bytes()[:300])
+    elif damage == "size":
+        save_image(extra, (256, 200))
+    else:
+        next((folder / WNIDS[0]).iterdir()).unlink()
+    status, results, message = evaluate("imagenet-c", root)
+    assert status == 2 and len(message) == 1 and named in message[0]
+    assert list(results["parts"]) == ["gaussian_noise/1"]
+
+
+@pytest.mark.parametrize("suite", ["imagenet-a", "imagenet"])
+def test_folders_of_classes(evaluate, checkpoints, tmp_path, suite):
+    """Images are filed by a slow reference's ranking, so that the accuracies are known."""
+    network, _ = models.load_checkpoint(checkpoints / "imagenet.pth", ARCH)
+    allowed = IMAGENET["imagenet_a"] if suite == "imagenet-a" else range(1000)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    sizes = [(100, 80), (64, 90), (70, 70), (224, 96)]
+    for seed, (size, rank) in enumerate(zip(sizes, [0, 0, 4, 5], strict=True)):
+        save_image(tmp_path / "1.JPEG", size, seed)
+        image, short = Image.open(tmp_path / "1.JPEG"), min(size)
+        side = short if suite == "imagenet-a" else short * 96 // (96 + 32)
+        left, top = (size[0] - side + 1) // 2, (size[1] - side + 1) // 2
+        crop = image.resize((96, 96), Image.Resampling.BICUBIC,
+                            (left, top, left + side, top + side))
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
+        logits = network((pixels / 255 - mean) / std)[0].tolist()
+        ranking = sorted(allowed, key=lambda number: -logits[number])
+        folder = tmp_path / "data" / IMAGENET["wnids"][ranking[rank]]
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "1.JPEG").rename(folder / f"{seed}.JPEG")
+    arguments = (tmp_path / "data", "--image-size", 96, "--batch-size", 3)
+    status, results, _ = evaluate(suite, *arguments)
+    assert status == 0
+    assert results["summary"] == {"images": 4, "top1": 50.0, "top5": 75.0}
+
+
+def test_imagenet_a_refuses_a_class_that_is_not_among_its_200(evaluate, tmp_path):
+    save_image(tmp_path / "a" / "n01440764" / "1.JPEG", (50, 50))
+    status, _, message = evaluate("imagenet-a", tmp_path / "a")
+    assert status == 2 and "n01440764" in message[0]
+
+
+def save_film(path: Path, frames: int, size: int = 224):
+    av = pytest.importorskip("av")
+    random = np.random.default_rng(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+        for _ in range(frames):
+            pixels = random.integers(0, 256, (4, 4, 3), np.uint8).repeat(size // 4, 0)
+            frame = av.VideoFrame.from_ndarray(pixels.repeat(size // 4, 1), format="rgb24")
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+
+
+def imagenet_p(root):
+    for name in ALEXNET_FLIP_RATE:
+        for wnid in WNIDS:
+            path = root / name / wnid / "ILSVRC2012_val_00000001.mp4"
+            save_film(path, 41 if name == "translate" else 31)
+    return root
+
+
+def test_imagenet_p(evaluate, tmp_path):
+    status, results, _ = evaluate("imagenet-p", imagenet_p(tmp_path / "p"), "--batch-size", 40)
+    assert status == 0
+    rates = {name: part["flip_rate"] for name, part in results["parts"].items()}
+    assert results["summary"]["mfr"] == eval_robust.mean_flip_rate(rates)
+    assert results["parts"]["tilt"]["images"] == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no film", "too short", "size"])
+def test_broken_imagenet_p(evaluate, tmp_path, damage):
+    for name in ("gaussian_noise", "shot_noise"):
+        save_film(tmp_path / "p" / name / WNIDS[0] / "1.mp4", 31)
+    film = tmp_path / "p" / "shot_noise" / WNIDS[0] / "1.mp4"
+    if damage == "size":
+        save_film(film, 31, size=64)
+    elif damage == "too short":
+        save_film(film, 12)
+    else:
+        content = {"truncated": film.read_bytes()[:-3000], "empty": b"", "no film": b"no" * 999}
+        film.write_bytes(content[damage])
+    status, results, message = evaluate("imagenet-p", tmp_path / "p")
+    assert status == 2 and len(message) == 1 and str(film) in message[0]
+    assert list(results["parts"]) == ["gaussian_noise"]
+
+
+def test_films_need_their_package(evaluate, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    path = tmp_path / "p" / "gaussian_noise" / WNIDS[0] / "1.mp4"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    status, _, message = evaluate("imagenet-p", tmp_path / "p")
+    assert status == 2 and "pip install av" in message[0]
+
+
+def cifar10_c(root):
+    root.mkdir()
+    random = np.random.default_rng(0)
+    for name in ALEXNET_ERROR:
+        np.save(root / f"{name}.npy", random.integers(0, 256, (20, 32, 32, 3), np.uint8))
+    np.save(root / "labels.npy", np.tile(np.array([0, 3, 5, 9], np.uint8), 5))
+    return root
+
+
+def test_cifar10_c(evaluate, checkpoints, tmp_path):
+    root = cifar10_c(tmp_path / "c")
+    network, _ = models.load_checkpoint(checkpoints / "cifar.pt")
+    images = torch.from_numpy(np.load(root / "fog.npy")).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    predictions = network((images - mean.view(3, 1, 1)) / std.view(3, 1, 1)).argmax(1)
+    # Put the network's own answers in place of the labels of the third block, images 8 to 11.
+    labels = np.full(20, 99, np.uint8)
+    labels[8:12] = predictions[8:12].numpy()
+    np.save(root / "labels.npy", labels)
+    status, results, _ = evaluate("cifar10-c", root)
+    assert status == 0
+    assert [results["parts"][f"fog/{s}"]["top1"] for s in range(1, 6)] == [0, 0, 100, 0, 0]
+    assert "mce" not in results["summary"]  # CIFAR-10-C has no yardstick
+    assert results["summary"]["unnormalized_mce"] == pytest.approx(
+        100 - results["summary"]["top1"])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "shape", "labels"])
+def test_broken_cifar10_c(evaluate, tmp_path, damage):
+    root = cifar10_c(tmp_path / "c")
+    broken = root / "shot_noise.npy"
+    if damage == "truncated":
+        broken.write_bytes(broken.read_bytes()[:-1])
+    elif damage == "missing":
+        broken.unlink()
+    elif damage == "shape":
+        np.save(broken, np.zeros((20, 24, 24, 3), np.uint8))
+    else:
+        np.save(broken, np.zeros((25, 32, 32, 3), np.uint8))
+    status, results, message = evaluate("cifar10-c", root)
+    assert status == 2 and len(message) == 1 and str(broken) in message[0]
+    assert len(results["parts"]) == 5
+
+
+def test_cifar10_p(evaluate, tmp_path):
+    random, root = np.random.default_rng(0), tmp_path / "p"
+    root.mkdir()
+    names = [*ALEXNET_FLIP_RATE, "spatter"]
+    names.remove("snow")
+    for name in names:
+        frames = {"motion_blur": 21, "translate": 16}.get(name, 31)
+        films = random.integers(0, 256, (3, frames, 32, 32, 3), np.uint8)
+        if name == "rotate":
+            films[:] = films[:, :1]  # nothing moves
+        np.save(root / f"{name}.npy", films)
+    status, results, _ = evaluate("cifar10-p", root)
+    assert status == 0 and set(results["parts"]) == set(names)
+    assert results["parts"]["rotate"]["flip_rate"] == 0
+    rates = [part["flip_rate"] for part in results["parts"].values()]
+    assert results["summary"] == {"unnormalized_mfr": pytest.approx(100 * np.mean(rates))}
+
+
+def folder_of_ten(root, checkpoints, wrong=()):
+    """One image a class for cifar.pt, filed as the network sees it, but for those in `wrong`."""
+    network, known = models.load_checkpoint(checkpoints / "cifar.pt")
+    model = eval_robust.from_pixels(network, torch.device("cpu"))
+    for number in range(10):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        guess = model(torch.from_numpy(pixels).permute(2, 0, 1)[None]).argmax().item()
+        label = (guess + (number in wrong)) % 10
+        path = root / known["classes"][label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return root
+
+
+def test_fgsm_over_a_range_of_epsilon(evaluate, checkpoints, tmp_path):
+    root = folder_of_ten(tmp_path / "test", checkpoints, wrong=(4, 7))
+    status, results, _ = evaluate("fgsm", root, "--batch-size", 4)
+    top1 = results["summary"]["top1"]
+    assert status == 0 and list(top1) == ["0", "1", "2", "4", "8", "16"]
+    assert top1["0"] == 80 and top1["16"] < 80
+
+
+def test_pgd_as_the_paper_sets_it_and_by_flags(evaluate, checkpoints, tmp_path):
+    root = folder_of_ten(tmp_path / "test", checkpoints)
+    assert list(evaluate("pgd", root)[1]["summary"]["top1"]) == ["16"]
+    (tmp_path / "pgd.json").unlink()
+    flags = ("--epsilon", 0.5, 2, "--steps", 3, "--step-size", 0.7, "--random-start", "--targeted")
+    status, first, _ = evaluate("pgd", root, *flags)
+    assert status == 0 and list(first["summary"]["top1"]) == ["0.5", "2"]
+    (tmp_path / "pgd.json").unlink()
+    assert evaluate("pgd", root, *flags)[1] == first  # the random draws are seeded
+
+
+def test_results_of_another_attack_are_not_continued(evaluate, checkpoints, tmp_path):
+    root = folder_of_ten(tmp_path / "test", checkpoints)
+    evaluate("pgd", root, "--steps", 2)
+    status, _, message = evaluate("pgd", root, "--steps", 3)
+    assert status == 2 and "another steps" in message[0]
+
+
+def test_quick_from_the_command_line(evaluate, tmp_path):
+    for number in range(10):
+        save_image(tmp_path / "test" / f"class{number}" / "1.png", (40, 32), number)
+    status, results, _ = evaluate("quick", tmp_path / "test")
+    assert status == 0 and results["summary"]["images"] == 10
+
+
+def test_results_of_another_network_are_not_continued(evaluate, checkpoints, tmp_path):
+    root = folder_of_ten(tmp_path / "test", checkpoints)
+    assert evaluate("fgsm", root, "--epsilon", 0)[0] == 0
+    out = tmp_path / "fgsm.json"
+    out.write_text(out.read_text().replace('"checkpoint": "', '"checkpoint": "0'))
+    status, _, message = evaluate("fgsm", root, "--epsilon", 0)
+    assert status == 2 and "another checkpoint" in message[0]
+
+
+def test_a_file_that_holds_no_results_is_not_overwritten(evaluate, tmp_path):
+    out = tmp_path / "mine.json"
+    for content in ("[]", "{}", "not JSON"):
+        out.write_text(content)
+        status, _, message = evaluate("quick", tmp_path, "--out", out)
+        assert status == 2 and "not a result file" in message[0]
+        assert out.read_text() == content
+
+
+def test_checkpoints_that_do_not_fit(evaluate, checkpoints, tmp_path):
+    status, _, message = evaluate("cifar10-c", tmp_path, "--checkpoint", tmp_path / "none.pt")
+    assert status == 2 and "none.pt" in message[0]
+    status, _, message = evaluate("imagenet-a", tmp_path, "--arch", "b1")
+    assert status == 2 and "imagenet.pth" in message[0] and "not fit" in message[0]
+    status, _, message = evaluate("imagenet-a", tmp_path, "--checkpoint", checkpoints / "cifar.pt")
+    assert status == 2 and "1000 classes" in message[0]
+
+
+def test_the_command_itself(checkpoints, tmp_path):
+    command = [sys.executable, "eval_robust.py", "--checkpoint", checkpoints / "cifar.pt",
+               "--suite", "cifar10-c", "--data-dir", tmp_path, "--out", tmp_path / "out.json"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("eval_robust.py: ")
+    assert not (tmp_path / "out.json").exists()

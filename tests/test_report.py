@@ -1,0 +1,153 @@
+"""The end of a run: its tables, its picture, and the robustness that is measured once and kept."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import eval_robust
+import iterate
+import model as models
+import report
+from data import ImageSet
+from eval_robust import ALEXNET_ERROR
+
+CPU = torch.device("cpu")
+
+
+def generation(name, errors=0.5, robust=True):
+    figures = {
+        "note": "not comparable", "images": 2000, "clean_top1": 70.0,
+        "unnormalized_mce": 100 * errors, "relative_mce": 200 * errors, "unnormalized_mfr": 4.0,
+        "relative_mfr": None, "fgsm_top1": {"0": 70.0, "1": 60.0, "4": 31.25},
+        "pgd_top1": {"1": 59.0, "4": 28.0}, "flip_rate": {"scale": 0.04},
+        "corruption_error": {name: [errors] * 5 for name in ALEXNET_ERROR},
+    }
+    return {"name": name, "arch": "0.25x0.5", "parameters": 202032, "unlabeled": None,
+            "pseudo_label_top1": None, "val_top1": 71.0, "test_top1": 70.0,
+            "labels_only_test_top1": None, "robustness": figures if robust else None}
+
+
+def columns(text, head):
+    """The rows below the line that begins with `head`, as lists of words."""
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith(head))
+    return [line.split() for line in lines[first + 1:]]
+
+
+def test_the_table_shows_a_dash_where_a_figure_does_not_apply():
+    row, = columns(report.table({"generations": [generation("teacher")]}), "generation")
+    assert row == ["teacher", "0.25x0.5", "202,032", *"-----", "71.00", "70.00", "-"]
+
+
+def test_the_robustness_table_has_the_shape_of_table_1():
+    generations = [generation("teacher"), generation("student 1", errors=0.25)]
+    text = report.robustness_table({"generations": generations})
+    assert "not comparable" in text and "2,000 test images" in text
+    assert columns(text, "generation") == [
+        ["teacher", "70.00", "50.00", "100.00", "4.00", "-", "60.00", "31.25", "59.00", "28.00"],
+        ["student", "1", "70.00", "25.00", "50.00", "4.00", "-", "60.00", "31.25", "59.00",
+         "28.00"],
+    ]
+
+
+def test_there_is_no_robustness_table_where_nothing_was_measured():
+    assert report.robustness_table({"generations": [generation("teacher", robust=False)]}) == ""
+
+
+# ------------------------------------------------------------------ measured once
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """iterate.measure_robustness with a counter in the place of the suite's work."""
+    calls = []
+
+    def quick_suite(*arguments, **options):
+        calls.append(arguments)
+        return {"clean_top1": float(len(calls))}
+
+    monkeypatch.setattr(eval_robust, "quick_suite", quick_suite)
+    network = models.efficientnet("0.2x0.2", 10).eval()
+    images = data.draw_labels(np.arange(20) % 10, (0, 9))
+
+    def measure(network=network, images=images):
+        path = tmp_path / "teacher-robustness.json"
+        return iterate.measure_robustness(network, images, path, CPU, "teacher")
+
+    measure.network, measure.images = network, images
+    return measure
+
+
+def test_robustness_is_kept_and_not_measured_again(measure, tmp_path):
+    assert measure() == {"clean_top1": 1.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher-robustness.json"]
+    assert measure() == {"clean_top1": 1.0}
+
+
+def test_robustness_of_other_weights_or_images_is_measured_again(measure):
+    measure()
+    other = copy.deepcopy(measure.network)
+    with torch.no_grad():
+        other.classifier.bias[0] += 1
+    assert measure(network=other) == {"clean_top1": 2.0}
+    images = data.draw_labels(np.arange(20) % 10, (1, 9))
+    assert measure(network=other, images=images) == {"clean_top1": 3.0}
+
+
+def test_robustness_is_none_for_images_of_another_size_and_for_files(measure, tmp_path):
+    labels, classes = measure.images.labels, measure.images.classes
+    larger = torch.zeros(20, 3, 64, 64, dtype=torch.uint8)
+    assert measure(images=ImageSet(labels, classes, larger)) is None
+    assert measure(images=ImageSet(labels, classes, None, ("a.png",) * 20)) is None
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ a whole run
+
+RUN = ["--unlabeled-images", "120", "--labels-per-class", "3", "--test-per-class", "3", "--epochs",
+       "2", "--per-class", "8", "--threshold", "0.05", "--arch", "0.2x0.2", "--no-labels-only",
+       "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    assert iterate.main([*RUN, "--out", str(out)]) == 0
+    return out
+
+
+def test_each_generation_reports_its_robustness_relative_to_the_teacher(run):
+    generations = json.loads((run / "report.json").read_text())["generations"]
+    teacher = generations[0]["robustness"]
+    assert len(generations) == 3
+    for row in generations:
+        robustness = row["robustness"]
+        assert robustness["images"] == 30 and robustness["clean_top1"] == pytest.approx(
+            row["test_top1"])
+        relative = eval_robust.mean_corruption_error(robustness["corruption_error"],
+                                                     baseline=teacher["corruption_error"])
+        assert robustness["relative_mce"] == pytest.approx(relative)
+    assert teacher["relative_mce"] == pytest.approx(100)
+
+
+def test_a_finished_run_started_again_reads_its_robustness(run, monkeypatch, capsys):
+    before = (run / "report.json").read_bytes()
+    monkeypatch.delattr(eval_robust, "quick_suite")
+    assert iterate.main([*RUN, "--out", str(run)]) == 0
+    assert (run / "report.json").read_bytes() == before
+    assert "relative mCE" in capsys.readouterr().out
+
+
+def test_robustness_is_left_out_on_request_and_can_be_added_later(run, capsys):
+    assert iterate.main([*RUN, "--no-robustness", "--out", str(run)]) == 0
+    generations = json.loads((run / "report.json").read_text())["generations"]
+    assert [row["robustness"] for row in generations] == [None] * 3
+    assert "relative mCE" not in capsys.readouterr().out
+    short = Image.open(run / "report.png").height
+    assert iterate.main([*RUN, "--out", str(run)]) == 0
+    assert Image.open(run / "report.png").height > short
