@@ -259,24 +259,29 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     return _sample(framed, rows.clamp_(0, height + 1), columns.clamp_(0, width + 1))
 
 
-def shift_rows(images: Tensor, matrices: Tensor) -> Tensor:
-    """`warp` where rows stay whole and move either across (b, c) or down (f); a = e = 1, d = 0.
-
-    It copies rows instead of pixels: three times as fast on a CPU.
-    """
+def shear_rows(images: Tensor, matrices: Tensor) -> Tensor:
+    """`warp` for ShearX, whose rows stay whole: copies rows, three times as fast on a CPU."""
     count, channels, height, width = images.shape
     y = torch.arange(height, dtype=torch.int32, device=images.device)
-    _, b, c, _, _, f = matrices.unsqueeze(2).unbind(1)  # (N, 1) each
-    row = (y + (f >> 16)).clamp_(-1, height)
-    across = ((b * y + c) >> 16).clamp_(-width, width)
-    # With empty rows above and below and empty pixels on the left of each row, every row of the
-    # result is a window of the memory. `first` are the places of the channels' top left pixels.
-    framed = F.pad(images, (width, 0, 1, 1), value=EMPTY)
-    size = 2 * width * (height + 2)
-    first = torch.arange(3 * width, count * channels * size, size, device=images.device)
-    start = first.view(count, channels, 1) + (2 * width * row + across).unsqueeze(1)
+    across = ((matrices[:, 1:2] * y + matrices[:, 2:3]) >> 16).clamp_(-width, width)  # (N, H)
+    # With empty pixels before each row and after the last one, every row of the result is a window
+    # of the memory; `first` are the places of the channels' first pixels in it.
+    framed = F.pad(images, (width, 0, 0, 1), value=EMPTY)
+    size = 2 * width * (height + 1)
+    first = torch.arange(width, count * channels * size, size, device=images.device)
+    start = first.view(count, channels, 1) + (2 * width * y + across).unsqueeze(1)
     windows = framed.flatten().unfold(0, width, 1)
     return windows.index_select(0, start.flatten()).view(images.shape)
+
+
+def translate(images: Tensor, matrices: Tensor) -> Tensor:
+    """`warp` for TranslateX/Y: copies rectangles, six times as fast on a CPU."""
+    (height, width), moved = images.shape[2:], torch.full_like(images, EMPTY)
+    for source, target, (_, _, c, _, _, f) in zip(images, moved, matrices.tolist(), strict=True):
+        x, y = max(-width, min(c >> 16, width)), max(-height, min(f >> 16, height))
+        part = source[:, max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
+        target[:, max(-y, 0) : height - max(y, 0), max(-x, 0) : width - max(x, 0)] = part
+    return moved
 
 
 # --- Mechanism 4: the mask -----------------------------------------------------------------------
@@ -308,32 +313,41 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
     """One operation on a batch: uint8 (N, 3, H, W), values (N,) -> uint8 (N, 3, H, W).
 
     `values` are physical (`STRENGTHS`), signed where a sign applies and within the operation's
-    domain. `centres` (N, 2) are Cutout's rows and columns, by default the middle. Both are best
-    on the CPU. Raises ValueError for an unknown name.
+    domain. `centres` (N, 2) are Cutout's rows and columns, by default the middle. Both are on
+    the CPU. Raises ValueError for an unknown name.
     """
     if name not in OPERATIONS:
         raise ValueError(f"unknown operation {name!r}; known are {', '.join(OPERATIONS)}")
     (count, _, height, width), device = images.shape, images.device
+    if centres is None:
+        centres = torch.tensor([height // 2, width // 2]).expand(count, 2)
     if not count:
         return images
+    if device.type == "xla":
+        index = torch.full_like(values, OPERATIONS.index(name))
+        return _apply_static(images, torch.column_stack([index, values, centres]).double())
     if name in WARPS:
         matrices = [_matrix(name, value, height, width) for value in values.tolist()]
-        move = warp if name in ("Rotate", "ShearY") else shift_rows
-        return move(images, torch.tensor(matrices, dtype=torch.int32).to(device))
+        matrices = torch.tensor(matrices, dtype=torch.int32)
+        if name in ("TranslateX", "TranslateY"):
+            return translate(images, matrices)
+        return (shear_rows if name == "ShearX" else warp)(images, matrices.to(device))
+    if name == "Cutout":  # as `cutout`, but without a mask: on a CPU three times as fast
+        images, half = images.clone(), values.view(-1, 1)
+        edges = torch.cat([centres - half, centres + half], dim=1).ceil().int().clamp(min=0)
+        for image, (top, left, bottom, right) in zip(images, edges.tolist(), strict=True):
+            image[:, top:bottom, left:right] = EMPTY
+        return images
     values = values.float().to(device)
     if name in ("Invert", "Posterize"):  # one instruction per pixel, cheaper than a look-up
         return TABLES[name](images, images, values.view(-1, 1, 1, 1))
     if name in TABLES:
         levels = torch.arange(256, dtype=torch.int32, device=device).view(1, 1, 256)
         return look_up(images, TABLES[name](images, levels, values.view(-1, 1, 1)))
-    if name in DEGENERATES:
-        # A CPU takes parts whose floats fit into its cache.
-        part = max(1, 2**18 // images[0].numel()) if device.type == "cpu" else count
-        parts = zip(images.split(part), values.view(-1, 1, 1, 1).split(part), strict=True)
-        return torch.cat([blend(DEGENERATES[name](part), part, factor) for part, factor in parts])
-    if centres is None:
-        centres = torch.tensor([height // 2, width // 2]).expand(count, 2)
-    return cutout(images, centres.float().to(device), values)
+    # Color and Sharpness; a CPU takes parts whose floats fit into its cache.
+    part = max(1, 2**18 // images[0].numel()) if device.type == "cpu" else count
+    parts = zip(images.split(part), values.view(-1, 1, 1, 1).split(part), strict=True)
+    return torch.cat([blend(DEGENERATES[name](part), part, factor) for part, factor in parts])
 
 
 def _apply_grouped(images: Tensor, draws: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        while error.__context__:  # torch.save raises others on top of a full disk's OSError
+        # torch.save raises others on top of a full disk's OSError.
+        while error.__context__ and not isinstance(error, OSError):
             error = error.__context__
         raise InputError(f"{path}: not written ({error}); make room or choose another place"
                          ) from None

@@ -107,11 +107,15 @@ def claim(folder: Path, settings: dict) -> None:
     """Begin labels of these settings, or go on with them; InputError if others were begun."""
     path = folder / "progress" / "settings.json"
     try:
-        read_settings(path, settings)
-    except FileNotFoundError:  # nothing was begun, or another shard has just completed it
-        if devices.rank() == 0 and not (folder / "labels.json").exists():
+        begun = bool(read_settings(path, settings))
+    except OSError:  # nothing was begun, or another shard has just completed it
+        begun = (folder / "labels.json").exists()
+    if not begun and devices.rank() == 0:
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, {"settings": settings})
+        except OSError as error:
+            raise InputError(f"{folder}: not made ({error}); choose another place") from None
+        write(path, {"settings": settings})
     devices.wait_for_all()
 
 
@@ -156,7 +160,7 @@ def fill(folder: Path, step: str, total: int, batch_size: int, shard: tuple[int,
             first, last = bounds[chunk: chunk + 2]
             for array, rows in make(first, last).items():
                 write_rows(folder / f"{array}.npy", rows, first, total)
-            marks[chunk].touch()
+            data.write_atomically(marks[chunk], lambda file: None)
     devices.wait_for_all()
     missing = {chunk % shard[1] for chunk, mark in enumerate(marks) if not mark.exists()}
     if not missing or complete.exists():

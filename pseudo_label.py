@@ -96,7 +96,7 @@ def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | Non
                     devices.manual_seed(int(chance[0]), device)
                     batch = noise(batch)
                 batch = augment.normalize(batch).contiguous(memory_format=torch.channels_last)
-                probabilities.append(network(batch).float().softmax(dim=1))
+                probabilities.append(devices.collect(network(batch).float().softmax(dim=1)))
             devices.finish_step(device)
             if number:  # fetched one batch late: the device works on the next one meanwhile
                 probabilities[-2] = probabilities[-2].cpu()

@@ -132,13 +132,14 @@ def test_equals_pil_at_the_size_of_imagenet():
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
-def test_warps_equal_pil_at_any_value(name):
-    images = noise(1, 37, 52)
+@pytest.mark.parametrize("shape", [(37, 52), (61, 17), (17, 61)])
+def test_warps_equal_pil_at_any_value(name, shape):
+    images = noise(2, *shape)
     for value in torch.linspace(-95, 95, 60).tolist():
         value = value / 90 if name.startswith("Shear") else value
-        expected = from_pil(PIL_OPERATIONS[name](to_pil(images[0]), value))
-        actual = apply_operation(images, name, torch.tensor([value]).double())[0]
-        assert torch.equal(actual, expected), value
+        expected = [from_pil(PIL_OPERATIONS[name](to_pil(image), value)) for image in images]
+        actual = apply_operation(images, name, torch.tensor([value, value]).double())
+        assert torch.equal(actual, torch.stack(expected)), value
 
 
 def test_directions():
@@ -541,7 +542,7 @@ def compilations():
 
 # Exact integers before rounding are where a fused multiply-add would show.
 for magnitude in (0, 10, 27):
-    for name in ("Color", "Contrast", "Sharpness"):
+    for name in OPERATIONS:
         values = torch.full((64,), augment.level_to_value(name, magnitude, 32))
         on_xla = apply_operation(images.to(device), name, values).cpu()
         assert torch.equal(on_xla, apply_operation(images, name, values)), (name, magnitude)

@@ -432,13 +432,21 @@ def test_impossible_settings_are_refused(options, tmp_path):
     assert not (tmp_path / "labels").exists()
 
 
-def test_a_full_disk_is_one_clear_line_and_the_same_command_continues(tmp_path):
+@pytest.mark.parametrize("written", range(10))  # settings, arrays, marks, labels.json
+def test_a_full_disk_is_one_clear_line_and_the_same_command_continues(written, tmp_path):
     teacher, pool, folder = Linear(), small_pool(), tmp_path / "labels"
-    with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
+    effects = [None] * written + [OSError(28, "No space left on device")]
+    with mock.patch("os.fsync", side_effect=effects):
         with pytest.raises(data.InputError, match="No space left on device.*make room"):
             label(teacher, pool, folder, image_size=8)
     assert_same_labels(label(teacher, pool, folder, image_size=8),
                        label(teacher, pool, tmp_path / "other", image_size=8))
+
+
+def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(data.InputError, match="file/labels: not made"):
+        label(Linear(), small_pool(), tmp_path / "file" / "labels", image_size=8)
 
 
 # ------------------------------------------------------------------ interrupted, and shared
@@ -474,6 +482,22 @@ def test_shards_in_any_order_give_the_labels_of_a_single_run(noise, tmp_path, ca
     assert_same_labels(run(1), whole)
     batches = -(-len(small_pool()) // 10) + -(-len(labels.index) // 10)
     assert len(teacher.shown) == batches  # no image twice
+
+
+def test_shards_that_run_at_the_same_time_do_not_disturb_each_other(whole, tmp_path):
+    process, out = multiprocessing.get_context("fork"), tmp_path / "labels"
+    for _ in range(4):  # pass 1, pass 2, and each time once more if all ended at once
+        jobs = [process.Process(target=label, args=(Linear(), small_pool(), out),
+                                kwargs=SMALL | {"shard": (number, 3)}) for number in range(3)]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+            assert job.exitcode == 0
+    assert_same_labels(pseudo_label.read_labels(out), whole)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "class.npy", "confidence.npy", "index.npy", "labels.json", "selection.npy",
+        "target_class.npy", "targets.npy"]
 
 
 def killed_at(event, pool, out, log):
