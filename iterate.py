@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+import augment
 import data
 import device as devices
 import eval_robust
@@ -76,8 +77,7 @@ CIFAR = replace(
     SMALL, arch="b0", small_images=True, dropout=0.2, batch_size=128, unlabeled_ratio=7,
     learning_rate=0.004, ema_decay=0.999, epochs=200, evaluate_epochs=10, precision="bfloat16",
 )
-PAPER = TrainConfig()  # B7 on ImageNet
-L2 = replace(PAPER, arch="l2", image_size=475, unlabeled_ratio=14)  # and tested at 800
+L2 = train.recipe("l2")  # trained at 475 pixels, tested at 800
 
 PLANS: dict[str, tuple[Generation, ...]] = {
     "demo": (
@@ -98,7 +98,7 @@ PLANS: dict[str, tuple[Generation, ...]] = {
     "own": (Generation("teacher", OWN), Generation("student 1", OWN), Generation("student 2", OWN)),
     # Table 7: B7, then L2 three times, the last with twice the unlabelled images in a batch.
     "paper": (
-        Generation("teacher", PAPER),
+        Generation("teacher", train.recipe("b7")),
         Generation("student 1", L2, per_class=130_000, fixed_resolution=800),
         Generation("student 2", L2, per_class=130_000, fixed_resolution=800),
         Generation("student 3", replace(L2, unlabeled_ratio=28), per_class=130_000,
@@ -142,7 +142,8 @@ def measure_robustness(network: model.EfficientNet, images: ImageSet, path: Path
 def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
             device: torch.device, *, filter_pool: bool = True, balance: bool = True,
             joint: bool = True, from_teacher: bool = False, labels_only: bool = True,
-            robustness: bool = True, workers: int = 2, **options) -> dict:
+            noised_teacher: bool = False, robustness: bool = True, workers: int = 2,
+            **options) -> dict:
     """Run Algorithm 1 and return the report; what is complete in `out` already is not run again.
 
     Args:
@@ -150,6 +151,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         filter_pool, balance: False leaves that step of section 3.1 out.
         joint: False trains a student on the pseudo labels first and then on the labels (finding 6).
         from_teacher: a student starts from its teacher's weights, not from scratch (finding 8).
+        noised_teacher: label with the noise of the teacher's training (table 6).
         labels_only: also train each student's architecture on the labels alone, so that the gain
             of the method and the gain of a larger model can be told apart.
         robustness: also run eval_robust.quick_suite on 32x32 test images.
@@ -172,17 +174,19 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
             alone[config.arch] = checkpoint = learn(replace(config, unlabeled_ratio=0), name)
         else:
             # Steps 2 and 4: the last model is the teacher.
-            # paper: B0 chooses the images once, later teachers only label them again; here: every
-            # teacher chooses, since labelling a small pool costs seconds and the later ones are
-            # better at it.
+            # paper: B0 chooses the images once, later teachers only label them again (that is
+            # pseudo_label.py --images-of); here: every teacher chooses, since labelling a small
+            # pool costs seconds and the later ones are better at it.
             teacher, known = pseudo_label.load_teacher(checkpoint, device)
+            noise = augment.RandAugment(*(known["config"][key] for key in (
+                "rand_augment_operations", "rand_augment_magnitude"))) if noised_teacher else None
             labels = pseudo_label.label(
                 teacher, splits.unlabeled, out / f"{name.replace(' ', '-')}-labels",
                 image_size=known["image_size"], kind=config.pseudo_labels,
                 threshold=generation.threshold if filter_pool else 0.0,
                 temperature=generation.temperature,
                 per_class=generation.per_class or fair_share, balance=balance, seed=config.seed,
-                progress=f"{name}: labelling", **common,
+                noise=noise, progress=f"{name}: labelling", **common,
             )
             row |= {"unlabeled": labels.counts, "pseudo_label_top1": labels.top1}
             chosen = splits.unlabeled.subset(torch.tensor(labels.index))
@@ -284,15 +288,17 @@ def choose_generations(arguments: argparse.Namespace, plan: str) -> tuple[Genera
     chosen = []
     for number, arch in enumerate(archs):
         generation = generations[min(number, len(generations) - 1)]
-        own = {"arch": arch}
-        if arguments.arch and arch in model.SCALING:
+        config, own = generation.config, {"arch": arch}
+        if arguments.arch and plan == "paper":
+            config = train.recipe(arch)
+        elif arguments.arch and arch in model.SCALING:
             own["dropout"] = model.SCALING[arch].dropout
-            if plan in ("own", "paper"):
+            if plan == "own":
                 own["image_size"] = model.SCALING[arch].resolution
         if not arguments.noise and number > 0:  # table 6, "student w/o Aug, SD, Dropout"
             own |= {"augment_unlabeled": False, "model_noise_unlabeled": False}
         name = "teacher" if number == 0 else f"student {number}"
-        config = replace(generation.config, **own | changes)
+        config = replace(config, **own | changes)
         chosen.append(replace(
             generation, name=name, config=config,
             **{name: getattr(arguments, name)
@@ -358,6 +364,8 @@ def main(argv: list[str] | None = None) -> int:
         help="equally many images of each class (section 3.1)")
     add("--noise", action=argparse.BooleanOptionalAction, default=True,
         help="noise the unlabelled images of the students (table 6)")
+    add("--noised-teacher", action="store_true",
+        help="label with the noise of the teacher's training (table 6)")
     add("--fixed-resolution", type=int, metavar="PIXELS",
         help="fine-tune every generation at this larger size (section 3.1)")
     add("--joint", action=argparse.BooleanOptionalAction, default=True,
@@ -418,13 +426,10 @@ def run(arguments: argparse.Namespace) -> int:
         })
         describe_images(splits, out, device)
     devices.wait_for_all()
-    results = iterate(
-        generations, splits, out, device, filter_pool=arguments.filter,
-        balance=arguments.balance, joint=arguments.joint, from_teacher=arguments.from_teacher,
-        labels_only=arguments.labels_only, robustness=arguments.robustness,
-        workers=arguments.workers, compiled=arguments.compiled,
-        checkpoint_blocks=arguments.checkpoint_blocks,
-    )
+    options = ("balance", "joint", "from_teacher", "noised_teacher", "labels_only", "robustness",
+               "workers", "compiled", "checkpoint_blocks")
+    results = iterate(generations, splits, out, device, filter_pool=arguments.filter,
+                      **{name: getattr(arguments, name) for name in options})
     if devices.rank() > 0:
         return 0
     text = json.dumps(results, indent=1).encode()

@@ -124,6 +124,22 @@ CHOICES = {
 }
 
 
+# RandAugment in the authors' scripts; B0 and B1 have flips and crops alone, larger models 27.
+MAGNITUDES = {"b0": 0, "b1": 0, "b2": 6, "b3": 12, "b4": 15, "b5": 18, "b6": 24}
+
+
+def recipe(arch: str) -> TrainConfig:
+    """The settings of section 3.1 and of the authors' scripts for a published model."""
+    width, depth, resolution, dropout = model.scaling(arch)
+    magnitude, long = MAGNITUDES.get(arch, 27), arch in ("b0", "b1", "b2", "b3", "b4")
+    return TrainConfig(
+        arch=arch, image_size=resolution, dropout=dropout,
+        rand_augment_operations=2 if magnitude else 0, rand_augment_magnitude=magnitude,
+        unlabeled_ratio=1 if arch == "b0" else 14 if arch.startswith("l") else 3,
+        epochs=700 if long else 350, decay_epochs=4.8 if long else 2.4,
+    )
+
+
 def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     """Fine-tuning for the resolution (pixels) of the test, a stage of its own after training.
 

@@ -10,7 +10,6 @@ training step above what the process held before it: on the CPU in a fresh proce
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -86,6 +85,12 @@ def compare(batch_size: int, size: int, train: bool, rounds: int, device: str,
     return {name: batch_size / statistics.median(times[2:]) for name, times in seconds.items()}
 
 
+def high_water() -> float:
+    """The most memory that this process has held, in MiB."""
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
 def peak_memory(name: str, batch_size: int, size: int, device: str) -> float:
     """MiB that two training steps need at most, beyond the network and the images."""
     if device == "cuda":
@@ -116,10 +121,10 @@ def main() -> None:
     if arguments.memory:  # the fresh process of peak_memory
         name, batch_size, size = arguments.memory
         step = contestant(name, example(int(batch_size), int(size), "cpu"), True)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = high_water()
         step()
         step()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        print(high_water() - before)
         return
 
     device = arguments.device
