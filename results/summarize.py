@@ -11,6 +11,18 @@ from pathlib import Path
 COLUMNS = {"pseudo-label top-1": "pseudo_label_top1", "validation top-1": "val_top1",
            "test top-1": "test_top1", "labels only, test top-1": "labels_only_test_top1"}
 
+ROBUSTNESS = {
+    "clean top-1": lambda figures: figures["clean_top1"],
+    "mCE": lambda figures: figures["unnormalized_mce"],
+    "relative mCE": lambda figures: figures["relative_mce"],
+    "flip rate": lambda figures: figures["unnormalized_mfr"],
+    "relative": lambda figures: figures["relative_mfr"],
+    "FGSM 1": lambda figures: figures["fgsm_top1"]["1"],
+    "FGSM 4": lambda figures: figures["fgsm_top1"]["4"],
+    "PGD 1": lambda figures: figures["pgd_top1"]["1"],
+    "PGD 4": lambda figures: figures["pgd_top1"]["4"],
+}
+
 
 def spread(values: list[float | None]) -> str:
     """"mean +- sample standard deviation", or "-" where a figure does not apply."""
@@ -29,6 +41,13 @@ def main(folders: list[str]) -> None:
     for rows in zip(*(report["generations"] for report in reports), strict=True):
         figures = [spread([row[key] for row in rows]) for key in COLUMNS.values()]
         print(f"| {rows[0]['name']} | {rows[0]['arch']} | " + " | ".join(figures) + " |")
+    if all(row.get("robustness") for report in reports for row in report["generations"]):
+        print("\n| seeds " + seeds + " | " + " | ".join(ROBUSTNESS) + " |")
+        print("|---|" + "---|" * len(ROBUSTNESS))
+        for rows in zip(*(report["generations"] for report in reports), strict=True):
+            figures = [spread([get(row["robustness"]) for row in rows])
+                       for get in ROBUSTNESS.values()]
+            print(f"| {rows[0]['name']} | " + " | ".join(figures) + " |")
     last = [report["generations"][-1] for report in reports]
     gains = [row["test_top1"] - report["generations"][0]["test_top1"]
              for row, report in zip(last, reports, strict=True)]
