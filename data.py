@@ -16,6 +16,7 @@ remain files, which worker processes decode when `read_batches` asks for them.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +65,12 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             error = error.__context__
         raise InputError(f"{path}: not written ({error}); make room or choose another place"
                          ) from None
+
+
+def write_json(path: str | Path, contents: dict) -> None:
+    """Write a dict as a JSON file, as `write_atomically` does."""
+    text = json.dumps(contents, indent=1).encode()
+    write_atomically(path, lambda file: file.write(text))
 
 
 @dataclass(frozen=True, eq=False)

@@ -336,11 +336,6 @@ def summarize(suite: str, parts: Mapping[str, dict]) -> dict:
 # ------------------------------------------------------------------ command line
 
 
-def write_json(path: Path, contents: dict) -> None:
-    text = json.dumps(contents, indent=1).encode()
-    data.write_atomically(path, lambda file: file.write(text))
-
-
 def run(args: argparse.Namespace) -> dict:
     """Measure what --out does not hold yet, and write it there after each part."""
     try:
@@ -381,8 +376,8 @@ def run(args: argparse.Namespace) -> dict:
                 raise InputError(f"{args.data_dir / part}: {result['images']} images, but "
                                  f"{earlier['images']} in {other}; is it whole?")
         parts[part] = result
-        write_json(args.out, results)
-    write_json(args.out, results | {"summary": summarize(args.suite, parts)})
+        data.write_json(args.out, results)
+    data.write_json(args.out, results | {"summary": summarize(args.suite, parts)})
     return summarize(args.suite, parts)
 
 

@@ -133,8 +133,7 @@ def measure_robustness(network: model.EfficientNet, images: ImageSet, path: Path
     if devices.rank() == 0 and (not path.exists() or json.loads(path.read_text())["of"] != of):
         results = eval_robust.quick_suite(eval_robust.from_pixels(network, device), images.pixels,
                                           images.labels, progress=name)
-        text = json.dumps({"of": of, "results": results}, indent=1).encode()
-        data.write_atomically(path, lambda file: file.write(text))
+        data.write_json(path, {"of": of, "results": results})
     devices.wait_for_all()
     return json.loads(path.read_text())["results"]
 
@@ -316,13 +315,13 @@ def plan_for(folder: str) -> str:
 
 def claim_directory(out: Path, config: dict) -> None:
     """Make the run directory, or check that it belongs to this very run."""
-    path, text = out / "config.json", json.dumps(config, indent=1)
+    path = out / "config.json"
     if path.exists():
-        if json.loads(path.read_text()) != json.loads(text):
+        if json.loads(path.read_text()) != json.loads(json.dumps(config)):
             raise InputError(f"{out} holds a run with other settings: choose another --out")
         return
     out.mkdir(parents=True, exist_ok=True)
-    data.write_atomically(path, lambda file: file.write(text.encode()))
+    data.write_json(path, config)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -432,8 +431,7 @@ def run(arguments: argparse.Namespace) -> int:
                       **{name: getattr(arguments, name) for name in options})
     if devices.rank() > 0:
         return 0
-    text = json.dumps(results, indent=1).encode()
-    data.write_atomically(out / "report.json", lambda file: file.write(text))
+    data.write_json(out / "report.json", results)
     labels = [out / f"{generation.name.replace(' ', '-')}-labels" for generation in generations[1:]]
     if labels:
         report.picture(results, splits, labels, out / "report.png")

@@ -96,8 +96,7 @@ def write(path: Path, contents: dict | np.ndarray) -> None:
     """A JSON or .npy file, complete or not there; several shards may write the same one at once."""
     own = path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}")
     if isinstance(contents, dict):
-        text = json.dumps(contents, indent=1).encode()
-        data.write_atomically(own, lambda file: file.write(text))
+        data.write_json(own, contents)
     else:
         data.write_atomically(own, lambda file: np.save(file, contents))
     os.replace(own, path)
