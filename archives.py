@@ -31,7 +31,8 @@ from data import InputError
 # The 1000 classes ("wnids", in the order of the logits) and the 200 of them in ImageNet-A.
 IMAGENET = json.loads((Path(__file__).parent / "imagenet_classes.json").read_text())
 # AlexNet's top-1 errors at the five severities, the yardstick of ImageNet-C: measured by Hendrycks
-# & Dietterich (2019), github.com/hendrycks/robustness, issue 10. The order is the benchmark's.
+# & Dietterich (2019), in the tracker of github.com/hendrycks/robustness. The order is the
+# benchmark's.
 ALEXNET_ERROR = {
     "gaussian_noise": (0.69528, 0.82542, 0.93554, 0.98138, 0.99452),
     "shot_noise": (0.71224, 0.85108, 0.93574, 0.98182, 0.99146),
