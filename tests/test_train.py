@@ -45,6 +45,13 @@ def run(config, splits, out, students=True, **options):
                        log_steps=1, **options)
 
 
+def write_images(images, folder):
+    for number, (label, pixels) in enumerate(zip(images.labels, images.pixels, strict=True)):
+        place = folder / str(int(label))
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place / f"{number}.png")
+
+
 def weights(path):
     return torch.load(path, weights_only=True)["model"]
 
@@ -370,11 +377,7 @@ sys.exit(train.main({arguments!r}))
 
 
 def test_a_full_disk_ends_with_one_line_and_leaves_the_older_checkpoint(splits, tmp_path):
-    for label, pixels in zip(splits.labeled.labels, splits.labeled.pixels, strict=True):
-        folder = tmp_path / "images" / str(int(label))
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(
-            folder / f"{len(list(folder.iterdir()))}.png")
+    write_images(splits.labeled, tmp_path / "images")
     arguments = ["--labeled", str(tmp_path / "images"), "--out", str(tmp_path / "run" / "a.pt"),
                  "--arch", "0.25x0.34", "--image-size", "32", "--batch-size", "10", "--epochs", "4",
                  "--checkpoint-steps", "2", "--device", "cpu"]
@@ -438,11 +441,7 @@ def test_resolution_fix_leaves_the_shallow_layers_as_they_were(splits, tmp_path)
 
 
 def test_the_larger_resolution_is_read_from_the_files(splits, tmp_path):
-    for label, pixels in zip(splits.labeled.labels, splits.labeled.pixels, strict=True):
-        folder = tmp_path / "images" / str(int(label))
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(
-            folder / f"{len(list(folder.iterdir()))}.png")
+    write_images(splits.labeled, tmp_path / "images")
     files = data.read_folder(tmp_path / "images", 72)
     config = dataclasses.replace(TINY, image_size=72, epochs=1)
     before = train.train(config, files, files, out=tmp_path / "before.pt")
