@@ -154,8 +154,9 @@ class Conv2d(nn.Conv2d):
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with a weight and a bias (outputs,) in the place of its own."""
         (kernel, _), (stride, _), (height, width) = self.kernel_size, self.stride, images.shape[2:]
-        if kernel == 1 and height * width <= 16:
-            # The general kernels of CPUs are slow on small maps, which decides the speed at 32x32.
+        # The general kernels of CPUs are slow on small maps, which decides the speed at 32x32.
+        small = not images.is_cuda and height * width * stride**2 <= 16
+        if small and kernel == 1:
             # There a 1x1 convolution is faster as a product of matrices ...
             pixels = F.linear(images.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)  # (N, H, W, C)
             return pixels.permute(0, 3, 1, 2)
@@ -166,14 +167,25 @@ class Conv2d(nn.Conv2d):
             first = kernel // 2 if self.symmetric else total // 2
             padding += [first, max(total - first, 0)]
         left, _, top, _ = padding
-        if self.groups > 1 and max(height, width) <= stride:
-            # ... and a depthwise one to a single pixel as a weighted sum, up to 40 times.
-            seen = weight[:, 0, top: top + height, left: left + width]
-            pixel = (images * seen).sum((2, 3), keepdim=True)
-            return pixel if bias is None else pixel + bias.view(-1, 1, 1)
+        if small and self.groups > 1:
+            # ... and a depthwise one as a weighted sum of the pixels, three to forty times.
+            rows, columns = (taps(size, kernel, stride, first, images)
+                             for size, first in ((height, top), (width, left)))
+            seen = torch.einsum("ckl,kio,ljp->ijopc", weight[:, 0], rows, columns).flatten(0, 1)
+            pixels = images.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H W, C)
+            summed = sum(pixels[:, i, None, None] * seen[i] for i in range(height * width))
+            return (summed if bias is None else summed + bias).permute(0, 3, 1, 2)
         if stride == 1 or self.symmetric:
             return F.conv2d(images, weight, bias, stride, self.padding, groups=self.groups)
         return F.conv2d(F.pad(images, padding), weight, bias, stride, groups=self.groups)
+
+
+def taps(size: int, kernel: int, stride: int, padding: int, like: Tensor) -> Tensor:
+    """(kernel, size, windows), 1 where that tap of the kernel joins that input to that output."""
+    tap = torch.arange(kernel, device=like.device).view(-1, 1, 1)
+    source = torch.arange(size, device=like.device).view(1, -1, 1)
+    window = torch.arange(-(-size // stride), device=like.device)
+    return (source - stride * window + padding == tap).to(like.dtype)
 
 
 def normalized(convolution: Conv2d, norm: nn.Module, images: Tensor) -> Tensor:

@@ -64,6 +64,30 @@ def test_logits_equal_the_sources_of_published_weights(reference):
         assert (logits - expected).norm() / expected.norm() < 1e-5, size
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 4), (4, 2), (3, 5), (4, 4)])
+def test_a_depthwise_convolution_of_a_small_map_equals_the_general_one(size, stride, kernel):
+    torch.manual_seed(0)
+    ours = model.Conv2d(6, 6, kernel, stride, groups=6).double()
+    images = torch.randn(3, 6, *size, dtype=torch.double, requires_grad=True)
+    inputs = (images, ours.weight)
+    for symmetric in (False, True):
+        ours.symmetric = symmetric
+        if symmetric:
+            expected = torch.nn.functional.conv2d(images, ours.weight, None, stride, kernel // 2,
+                                                  groups=6)
+        else:
+            expected = timm.layers.conv2d_same(images, ours.weight, stride=(stride, stride),
+                                               groups=6)
+        result = ours(images)
+        cotangent = torch.randn_like(expected)
+        torch.testing.assert_close(result, expected)
+        for mine, general in zip(torch.autograd.grad(result, inputs, cotangent),
+                                 torch.autograd.grad(expected, inputs, cotangent), strict=True):
+            torch.testing.assert_close(mine, general)
+
+
 def test_gradients_and_running_statistics_equal_timm_in_training_mode_without_noise():
     torch.manual_seed(0)
     source = randomise(timm.create_model("tf_efficientnet_b0", drop_rate=0, drop_path_rate=0))
