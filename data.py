@@ -452,11 +452,33 @@ def list_pool(folder: str | Path) -> list[tuple[str, int]]:
     return pool
 
 
-def read_pool(folder: str | Path, image_size: int, classes: Iterable[str]) -> ImageSet:
-    """An unlabelled folder on its own: without its broken files, held-out images not removed."""
-    pool = list_pool(folder)
-    in_memory = fits_in_memory(pool, image_size)
-    return read_set(pool, classes, image_size, in_memory, skip_broken=True)[0]
+def fingerprints(folders: Iterable[str | Path]) -> frozenset[bytes]:
+    """Of all images below these folders; InputError where a file is not an image."""
+    files, found = [file for folder in folders for file in list_files(folder)], set()
+    for _, fingerprint, complaint in inspect_all(files, None):
+        if complaint:
+            raise InputError(complaint)
+        found.add(fingerprint)
+    return frozenset(found)
+
+
+def read_pool(folder: str | Path, classes: Iterable[str]) -> ImageSet:
+    """An unlabelled folder on its own: its files by name, none of them opened yet.
+
+    A large pool takes hours to decode, so that happens once, when a teacher labels it:
+    `inspect_batches` finds the broken files and the held-out images then.
+    """
+    files = [file for file, _ in list_pool(folder)]
+    labels = torch.tensor([UNKNOWN]).expand(len(files))  # one number in memory, not N
+    return ImageSet(labels, tuple(classes), files=tuple(files))
+
+
+def into_memory(images: ImageSet, image_size: int) -> ImageSet:
+    """The same set, its files decoded if they are small and few: they need it in each epoch."""
+    pairs = list(zip(images.files, images.labels.tolist(), strict=True))
+    if not fits_in_memory(pairs, image_size):
+        return images
+    return read_set(pairs, images.classes, image_size, in_memory=True)[0]
 
 
 def split_folder(train_dir: str | Path, test_dir: str | Path, labels_per_class: int,
@@ -596,6 +618,36 @@ def read_batches(images: ImageSet, batches: Iterable[Tensor], image_size: int, t
         decoder, sampler=enumerate(batches, first), batch_size=None, num_workers=workers,
         generator=torch.Generator(),  # its own, for it would draw from torch's global one
     )
+
+
+@dataclass(frozen=True)
+class BatchInspector:
+    """What a worker process of `inspect_batches` does for one batch."""
+
+    files: tuple[str, ...]
+    image_size: int
+    held_out: frozenset[bytes]
+
+    def __getitem__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = torch.zeros(len(batch), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        usable = torch.zeros(len(batch), dtype=torch.bool)
+        for row, index in enumerate(batch.tolist()):
+            image, fingerprint, complaint = inspect(self.files[index], self.image_size)
+            if not complaint and fingerprint not in self.held_out:
+                pixels[row], usable[row] = torch.from_numpy(image), True
+        return pixels, usable
+
+
+def inspect_batches(images: ImageSet, batches: Iterable[Tensor], image_size: int,
+                    held_out: frozenset[bytes], workers: int = 0) -> Iterator[tuple]:
+    """As `read_batches`, of files that nobody has opened yet: (images, usable (B,) bool).
+
+    Files that cannot be read and images whose fingerprint is among `held_out` are not usable, and
+    black instead.
+    """
+    inspector = BatchInspector(images.files, image_size, held_out)
+    yield from DataLoader(inspector, sampler=batches, batch_size=None, num_workers=workers,
+                          generator=torch.Generator())
 
 
 def contact_sheet(seed: int, columns: int = 16) -> Image.Image:

@@ -34,7 +34,7 @@ class PseudoLabels:
     index: np.ndarray  # (U,) int64: the selected images, rising positions in the pool
     targets: np.ndarray  # (U, num_classes) float16
     selection: np.ndarray  # (K,) int64: rows of both in the order of `select`, with duplicates
-    counts: dict  # images: pool, confident, unique, balanced; of_no_class where that is known
+    counts: dict  # images: pool, confident, unique, balanced; of_no_class, left_out if there are
     top1: float | None  # accuracy in percent of the unique ones whose true class is known
     per_class: dict  # the same counts by class
 
@@ -66,12 +66,12 @@ def read_labels(folder: str | Path, settings: dict | None = None) -> PseudoLabel
 
 def pool_settings(pool: ImageSet) -> dict:
     """What tells one pool from another: a hash of its images (or file names), and its classes."""
-    if pool.pixels is None:
-        contents = "\n".join(pool.files).encode()
-    else:
-        contents = pool.pixels.numpy().tobytes()
-    return {"pool": hashlib.blake2b(contents, digest_size=16).hexdigest(),
-            "classes": list(pool.classes)}
+    digest = hashlib.blake2b(digest_size=16)
+    if pool.pixels is not None:
+        digest.update(pool.pixels.numpy())
+    for first in range(0, len(pool.files), 2**16):
+        digest.update("\n".join(pool.files[first: first + 2**16]).encode() + b"\n")
+    return {"pool": digest.hexdigest(), "classes": list(pool.classes)}
 
 
 def teacher_hash(network: nn.Module) -> str:
@@ -200,11 +200,17 @@ def complete(folder: Path, pool: ImageSet, settings: dict) -> None:
     confidence, guess, index, selection, label = (
         np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays
     )
-    stages = {"pool": guess, "confident": guess[confidence > settings["threshold"]],
+    labelled = confidence > 0  # zero: a file that cannot be read, or a held-out image
+    stages = {"pool": guess[labelled], "confident": guess[confidence > settings["threshold"]],
               "unique": guess[index], "balanced": guess[index[selection]]}
     counts, truth = {name: len(stage) for name, stage in stages.items()}, pool.labels.numpy()
     if (truth == data.NO_CLASS).any():
         counts["of_no_class"] = int((truth[index] == data.NO_CLASS).sum())
+    left_out = [pool.files[i] for i in np.flatnonzero(~labelled)]
+    if left_out:
+        counts["left_out"] = len(left_out)
+        tqdm.write(f"{len(left_out)} files left out, unreadable or equal to held-out images: "
+                   + ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else ""))
     right = (label == truth[index])[truth[index] >= 0]
     per_class = {name: np.bincount(stage, minlength=len(pool.classes)).tolist()
                  for name, stage in stages.items()}
@@ -215,5 +221,6 @@ def complete(folder: Path, pool: ImageSet, settings: dict) -> None:
     write(folder / "labels.json", {
         "settings": settings, "counts": counts,
         "top1": 100 * float(right.mean()) if len(right) else None, "per_class": per_class,
+        "left_out": left_out,
     })
     shutil.rmtree(folder / "progress", ignore_errors=True)

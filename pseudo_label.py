@@ -23,6 +23,7 @@ others are missing; the last one completes the folder LABELS (label_store.py), f
 """
 
 import argparse
+import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,7 +58,7 @@ def load_teacher(path: str | Path, device: torch.device) -> tuple[model.Efficien
 def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | None = None,
             batch_size: int = 500, device: torch.device | str = "cpu", workers: int = 2,
             progress: str | None = None, noise: augment.RandAugment | None = None,
-            seed: tuple[int, ...] = ()) -> Tensor:
+            seed: tuple[int, ...] = (), held_out: frozenset[bytes] | None = None) -> Tensor:
     """Class probabilities of clean images: step 2 of Algorithm 1.
 
     Every module is in evaluation mode meanwhile, and in its own mode afterwards: a student in
@@ -69,9 +70,12 @@ def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | Non
         progress: name of a progress bar; None: no bar.
         noise: of a noised teacher's images; its dropout and stochastic depth are then on, too. All
             chance comes from `seed`; torch's own random numbers stay as they are.
+        held_out: fingerprints of images that must not be labelled, for files that nobody has opened
+            yet; None: an unreadable file is an InputError.
 
     Returns:
-        (M, num_classes) float32 on the CPU; the rows sum to one.
+        (M, num_classes) float32 on the CPU; the rows sum to one, those of unreadable files and of
+        held-out images to zero.
     """
     if isinstance(images, Tensor):
         images = ImageSet(torch.full((len(images),), data.UNKNOWN), (), images)
@@ -80,13 +84,20 @@ def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | Non
     device, size = torch.device(device), min(batch_size, len(images))
     gpus = [device] if device.type == "cuda" else []
     order = torch.arange(len(images)).split(size)
-    batches = data.read_batches(images, order, image_size, train=False, workers=workers)
+    if held_out is None:
+        batches = data.read_batches(images, order, image_size, train=False, workers=workers)
+    else:
+        batches = data.inspect_batches(images, order, image_size, held_out, workers)
     bar = tqdm(batches, progress, len(order), unit="batch", disable=progress is None)
-    modes, probabilities = {module: module.training for module in network.modules()}, []
+    modes = {module: module.training for module in network.modules()}
+    probabilities, usable = [], []
     try:
         for module in modes:  # BatchNorm never: statistics of a batch are no noise
             module.training = noise is not None and not isinstance(module, nn.BatchNorm2d)
         for number, batch in enumerate(bar):
+            if held_out is not None:
+                usable.append(batch[1])
+                batch = batch[0]
             if len(batch) < size:  # the last one: filled up, so that XLA compiles once
                 batch = F.pad(batch, (0, 0) * 3 + (0, size - len(batch)))
             batch = devices.place(batch, device)
@@ -103,7 +114,10 @@ def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | Non
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return torch.cat([batch.cpu() for batch in probabilities])[: len(images)]
+    probabilities = torch.cat([batch.cpu() for batch in probabilities])[: len(images)]
+    if usable:
+        probabilities[~torch.cat(usable)] = 0
+    return probabilities
 
 
 BLOCK = 2**22  # images that `select` looks at together: some 100 MB of temporary arrays
@@ -198,8 +212,9 @@ def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: in
           kind: str = "soft", temperature: float = 1.0, threshold: float = 0.3,
           per_class: int = 130_000, balance: bool = True, seed: int = 0, batch_size: int = 500,
           noise: augment.RandAugment | None = None, images_of: str | Path | None = None,
-          shard: tuple[int, int] | None = None, device: torch.device | str = "cpu",
-          workers: int = 2, progress: str | None = "labelling") -> PseudoLabels | None:
+          held_out: frozenset[bytes] | None = None, shard: tuple[int, int] | None = None,
+          device: torch.device | str = "cpu", workers: int = 2,
+          progress: str | None = "labelling") -> PseudoLabels | None:
     """Label a pool with a clean teacher, select and balance, store it all in `out`.
 
     What is there already, of the same teacher, pool and settings, is not made again. A class
@@ -208,6 +223,9 @@ def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: in
     Args:
         noise: RandAugment of a noised teacher, for the ablation of table 6: see `predict`.
         images_of: earlier labels of this pool; their images are labelled again, none are chosen.
+        held_out: for a pool of files that nobody has opened yet, see `predict`: they are decoded
+            in the first pass, and what must or can not be labelled is left out then, with a
+            confidence of zero.
         shard: (i, n) labels part i of n alone; the result is None while other parts are missing.
 
     Raises InputError when no image is confident, or when `out` holds other labels.
@@ -222,6 +240,7 @@ def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: in
         "noise": noise and [noise.num_ops, noise.magnitude], "kind": kind,
         "temperature": temperature, "threshold": threshold, "per_class": per_class,
         "balance": balance, "seed": seed, "images_of": None,
+        "held_out": hashlib.blake2b(b"".join(sorted(held_out or ())), digest_size=16).hexdigest(),
     }
     if images_of is not None:
         settings |= label_store.selection_settings(Path(images_of), pool)
@@ -230,12 +249,13 @@ def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: in
     label_store.claim(out, settings)
     small = np.int16 if len(pool.classes) <= 2**15 else np.int32
 
-    def ask(images: ImageSet, first: int, last: int, number: int) -> Tensor:
+    def ask(images: ImageSet, first: int, last: int, number: int, **more) -> Tensor:
         return predict(network, images.subset(torch.arange(first, last)), image_size, batch_size,
-                       device, workers, noise=noise, seed=(seed, number, first))
+                       device, workers, noise=noise, seed=(seed, number, first), **more)
 
     def confidence_and_class(first: int, last: int) -> dict[str, np.ndarray]:
-        confidence, guess = (values.numpy() for values in ask(pool, first, last, 1).max(dim=1))
+        probabilities = ask(pool, first, last, 1, held_out=held_out)
+        confidence, guess = (values.numpy() for values in probabilities.max(dim=1))
         return {"confidence": confidence, "class": guess.astype(small)}
 
     def targets(first: int, last: int) -> dict[str, np.ndarray]:
@@ -272,6 +292,8 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--teacher", required=True, metavar="FILE", help="checkpoint of train.py or iterate.py")
     add("--unlabeled", required=True, metavar="DIR", help="images, nested as you like")
+    add("--held-out", nargs="+", default=[], metavar="DIR", help="folders of validation and test "
+        "images: images of the pool that equal one of them are left out (section 3.1)")
     add("--out", required=True, metavar="DIR", help="where the labels go, for train.py")
     add("--kind", choices=("soft", "hard"), default="soft")
     add("--temperature", type=float, default=1.0, help="of soft labels; below 1 they are sharper")
@@ -296,7 +318,8 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(str(error)) from None
         teacher, known = load_teacher(arguments.pop("teacher"), device)
         size, classes = known["image_size"], tuple(known["classes"])
-        pool = data.read_pool(arguments.pop("unlabeled"), size, classes)
+        pool = data.read_pool(arguments.pop("unlabeled"), classes)
+        arguments["held_out"] = data.fingerprints(arguments["held_out"])
         if arguments["per_class"] is None:
             arguments["per_class"] = len(pool) // len(classes) or 1
         if arguments.pop("noised_teacher"):

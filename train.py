@@ -735,11 +735,12 @@ def main(argv: list[str] | None = None) -> int:
         validation = arguments.val and data.read_folder(arguments.val, config.image_size)
         unlabeled = targets = selection = None
         if arguments.unlabeled:
-            pool = data.read_pool(arguments.unlabeled, config.image_size, labeled.classes)
+            pool = data.read_pool(arguments.unlabeled, labeled.classes)
             labels = pseudo_label.read_labels(
                 arguments.pseudo_label_dir, pseudo_label.pool_settings(pool)
             )
-            unlabeled = pool.subset(torch.tensor(labels.index))
+            unlabeled = data.into_memory(pool.subset(torch.tensor(labels.index)),
+                                         config.image_size)
             targets, selection = labels.targets, labels.selection
         train(config, labeled, validation, unlabeled, targets, selection, out=arguments.out,
               start=arguments.start_from, device=device, workers=arguments.workers,

@@ -318,14 +318,43 @@ def test_notes_can_be_written_as_json(own):
     assert json.loads(json.dumps(data.folders(**own).notes))["removed_from_pool"] == 0
 
 
-def test_single_folders_are_read_with_and_without_labels(own):
-    (own["unlabeled_dir"] / "notes.txt").write_text("not an image")
+def test_a_labelled_folder_is_read_on_its_own(own):
     labeled = data.read_folder(own["labeled_dir"], 8)
-    pool = data.read_pool(own["unlabeled_dir"], 8, labeled.classes)
     assert labeled.labels.tolist() == [0] * 10 + [1] * 10
-    assert pool.labels.tolist() == [data.UNKNOWN] * 4 and pool.classes == ("cat", "dog")
     with pytest.raises(data.InputError, match="add eel"):
         data.read_folder(own["test_dir"], 8, ("cat", "dog", "eel"))
+
+
+def test_a_pool_on_its_own_is_a_list_of_files_that_nobody_has_opened(own, monkeypatch):
+    monkeypatch.setattr(data, "read_image", None)
+    pool = data.read_pool(own["unlabeled_dir"], ("cat", "dog"))
+    assert pool.files == tuple(data.list_files(own["unlabeled_dir"]))
+    assert pool.labels.tolist() == [data.UNKNOWN] * 4 and pool.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_files_and_held_out_images_show_when_the_pool_is_opened(own, workers):
+    held_out = own["test_dir"] / "cat"
+    copy = own["unlabeled_dir"] / "copy.bmp"  # the same pixels in another format
+    Image.open(data.list_files(held_out)[0]).save(copy)
+    (own["unlabeled_dir"] / "notes.txt").write_text("not an image")
+    pool = data.read_pool(own["unlabeled_dir"], ("cat", "dog"))
+    batches = data.inspect_batches(pool, torch.arange(6).split(4), 8, data.fingerprints([held_out]),
+                                   workers)
+    pixels, usable = (torch.cat(part) for part in zip(*batches, strict=True))
+    left_out = {file for file, good in zip(pool.files, usable, strict=True) if not good}
+    assert left_out == {str(copy), str(own["unlabeled_dir"] / "notes.txt")}
+    rest = pool.subset(usable.nonzero().flatten())
+    assert torch.equal(pixels[usable], data.into_memory(rest, 8).pixels)
+    assert not pixels[~usable].any()
+
+
+def test_a_pool_is_decoded_into_memory_only_if_it_is_small(own, monkeypatch):
+    pool = data.read_pool(own["unlabeled_dir"], ("cat", "dog"))
+    assert data.into_memory(pool, 8).pixels.shape == (4, 3, 8, 8)
+    assert data.into_memory(pool, 72) is pool
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 4 * 3 * 8 * 8 - 1)
+    assert data.into_memory(pool, 8) is pool
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):

@@ -589,6 +589,27 @@ def test_shards_of_the_command_line_say_what_is_missing(command, tmp_path, capsy
     assert error.startswith("pseudo_label.py: ") and error.count("\n") == 1
 
 
+def test_broken_and_held_out_images_of_the_pool_are_never_chosen(command, pool, tmp_path, capsys):
+    for name, file in ("held", "000.png"), ("pool", "copy.png"):  # an image of the validation set
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), "red").save(tmp_path / name / file)
+    (tmp_path / "pool" / "05.png").write_bytes(b"cut off")
+    arguments = [*command, "--threshold", "0", "--no-balance", "--out", str(tmp_path / "labels"),
+                 "--held-out", str(tmp_path / "held")]
+    assert pseudo_label.main(arguments) == 0
+    labels = pseudo_label.read_labels(tmp_path / "labels")
+    files = data.read_pool(tmp_path / "pool", pool.classes).files
+    chosen = {Path(files[i]).name for i in labels.index}
+    assert chosen == {f"{number:02}.png" for number in range(60) if number != 5}
+    assert labels.counts["pool"] == 59 and labels.counts["left_out"] == 2
+    said = capsys.readouterr().out
+    assert "05.png" in said and "copy.png" in said
+    assert pseudo_label.main(arguments[:-2]) == 2  # other images held out: other labels
+    (tmp_path / "held" / "001.png").write_bytes(b"no image")
+    assert pseudo_label.main(arguments) == 2
+    assert "001.png" in capsys.readouterr().err
+
+
 def test_the_noised_teacher_of_the_command_line_has_the_noise_of_its_training(command, tmp_path):
     assert pseudo_label.main([*command, "--out", str(tmp_path / "out"), "--noised-teacher"]) == 0
     described = json.loads((tmp_path / "out" / "labels.json").read_text())
