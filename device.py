@@ -11,9 +11,11 @@ in which precision to compute (`autocast`), end of a step (`finish_step`), and b
 """
 
 import contextlib
+import ctypes
 import datetime
 import functools
 import os
+import platform
 
 import numpy as np
 import torch
@@ -30,7 +32,8 @@ def choose(name: str = "auto") -> torch.device:
     XLA must be asked for, except on a TPU host (PJRT_DEVICE=TPU). It is started here, because
     autograd fails when the XLA client starts after the process's first backward pass.
 
-    Under torchrun the process joins the others, and takes the GPU of its own number.
+    Under torchrun the process joins the others, and takes the GPU of its own number. On a CPU
+    memory that is freed is kept for the next step.
 
     Raises ValueError when the device is not there.
     """
@@ -60,6 +63,8 @@ def choose(name: str = "auto") -> torch.device:
         return torch_xla.device()
     if name not in NAMES:
         raise ValueError(f"unknown device {name!r}: use one of {', '.join(NAMES)}")
+    if name == "cpu":
+        _keep_freed_memory()
     if "WORLD_SIZE" not in os.environ:  # not started by torchrun
         return torch.device(name)
     if not dist.is_initialized():
@@ -71,6 +76,18 @@ def choose(name: str = "auto") -> torch.device:
         torch.cuda.set_device(device)
         return device
     return torch.device(name)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc give no memory back to the system before the process ends.
+
+    By default every large activation is returned when it is freed, and comes back page by page,
+    zeroed, in the next step: a fifth of the time of a training step at 224x224.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc, trim_threshold, largest_number_of_maps = ctypes.CDLL(None), -1, -4
+        libc.mallopt(largest_number_of_maps, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def rank() -> int:

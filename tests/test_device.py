@@ -1,6 +1,7 @@
 """One notion of device: what is there, what is not, and equal numbers on XLA."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -27,6 +28,24 @@ def test_an_unknown_device_is_an_error():
 def test_a_missing_gpu_is_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match="cuda is not there.*--device auto"):
         device.choose("cuda")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no switch")
+def test_memory_that_was_freed_on_a_cpu_is_kept_for_the_next_step():
+    code = """if True:
+        import pathlib, device, torch
+        device.choose("cpu")
+        def resident():
+            return int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        before = resident()
+        activations = torch.ones(2**24)
+        grown = resident() - before
+        del activations
+        print((resident() - before) / grown)
+    """
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                            check=True)
+    assert float(result.stdout) > 0.9
 
 
 # Five steps of eight labelled and sixteen pseudo-labelled images, RandAugment on. Dropout and
