@@ -24,6 +24,7 @@ import torchvision
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import device as devices
 import model
 
 NETWORKS = {
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    devices.choose(arguments.device)  # on a CPU freed memory is kept, for all of them
     if arguments.memory:  # the fresh process of peak_memory
         name, batch_size, size = arguments.memory
         step = contestant(name, example(int(batch_size), int(size), "cpu"), True)

@@ -129,12 +129,17 @@ def test_two_processes_train_as_one_with_batch_norm_over_the_images_of_both(whol
     assert_same_training(whole, train_in_a_process(tmp_path / "run", processes=2), 1e-4)
 
 
-def test_a_batch_in_two_parts_trains_as_the_whole_but_for_batch_norms_statistics(tmp_path):
-    one, other = (
-        train_in_a_process(tmp_path / f"{parts}", parts=parts, fixed_statistics=True)
-        for parts in (1, 2)
-    )
-    assert_same_training(one, other, 1e-4)
+@pytest.fixture(scope="module")
+def without_statistics(tmp_path_factory):
+    return train_in_a_process(tmp_path_factory.mktemp("fixed") / "run", fixed_statistics=True)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_batch_in_two_parts_trains_as_the_whole_but_for_batch_norms_statistics(
+        processes, without_statistics, tmp_path):
+    in_parts = train_in_a_process(tmp_path / "run", parts=2, processes=processes,
+                                  fixed_statistics=True)
+    assert_same_training(without_statistics, in_parts, 1e-4)
 
 
 @pytest.fixture(scope="module")

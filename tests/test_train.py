@@ -1,6 +1,7 @@
 """The joint loss, the optimisation of section 3.1, and a training run that survives its end."""
 
 import dataclasses
+import functools
 import json
 import math
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import kill_training
 import numpy as np
@@ -448,6 +450,28 @@ def test_the_larger_resolution_is_read_from_the_files(splits, tmp_path):
     after = train.train(train.resolution_fix(config, 96), files, files, out=tmp_path / "after.pt",
                         start=before)
     assert pseudo_label.load_teacher(after, torch.device("cpu"))[1]["image_size"] == 96
+
+
+def test_recomputed_activations_change_no_weight_and_are_a_flag(splits, tmp_path):
+    kept, again = (run(TINY, splits, tmp_path / f"{recomputed}.pt", checkpoint_blocks=recomputed)
+                   for recomputed in (False, True))
+    assert same(weights(kept), weights(again))
+    write_images(splits.labeled, tmp_path / "images")
+    flags = ["--labeled", tmp_path / "images", "--arch", "0.25x0.34", "--image-size", "32",
+             "--batch-size", "8", "--epochs", "1", "--device", "cpu", "--checkpoint-blocks"]
+    with mock.patch.object(model, "checkpoint", wraps=model.checkpoint) as recompute:
+        assert train.main([*map(str, flags), "--out", str(tmp_path / "c.pt")]) == 0
+    assert recompute.called
+
+
+def test_a_compiled_network_trains_as_the_plain_one(splits, tmp_path, monkeypatch):
+    # Without code generation, which takes minutes here and draws other random numbers.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    config = dataclasses.replace(TINY, dropout=0.0, survival_prob=1.0)
+    plain, compiled = (weights(run(config, splits, tmp_path / f"{compiled}.pt", compiled=compiled))
+                       for compiled in (False, True))
+    for key in plain:
+        torch.testing.assert_close(compiled[key], plain[key], rtol=1e-3, atol=1e-4)
 
 
 def test_tensorboard_gets_the_log_where_it_is_installed(splits, tmp_path, monkeypatch):
