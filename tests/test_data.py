@@ -105,32 +105,10 @@ def test_demo_images_of_a_set_do_not_depend_on_the_sizes_of_the_others():
     assert torch.equal(small.validation.pixels, large.validation.pixels)
 
 
-def test_every_demo_shape_is_distinct_and_neither_empty_nor_full():
-    x, y = np.meshgrid(np.linspace(-1.5, 1.5, 60), np.linspace(-1.5, 1.5, 60))
-    shapes = {name: shape(x, y) < 0 for name, shape in data.SHAPES.items()}
-    for shape in shapes.values():
-        assert 0.05 < shape.mean() < 0.6
-    for one, other in itertools.combinations(shapes.values(), 2):
-        assert (one != other).mean() > 0.04
-
-
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"labels_per_class": 0}, {"unlabeled": 0}])
 def test_demo_refuses_a_negative_seed_and_empty_sets(wrong):
     with pytest.raises(data.InputError, match="demo data"):
         small_demo(**wrong)
-
-
-def test_contact_sheet_has_a_row_for_each_class_and_one_for_no_class(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["data.py", "--out", str(tmp_path / "sheet.png")])
-    data.main()
-    assert Image.open(tmp_path / "sheet.png").height == 2 * (11 * 34 + 2)
-
-
-def test_contact_sheet_that_cannot_be_written_exits_with_2(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["data.py", "--out", str(tmp_path / "missing" / "sheet.png")])
-    with pytest.raises(SystemExit) as stop:
-        data.main()
-    assert stop.value.code == 2
 
 
 # ------------------------------------------------------------------ a labelled folder, split

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import data
+import demo_images
 import eval_robust
 import model as models
 from archives import IMAGENET
@@ -380,7 +381,7 @@ class Glance(nn.Module):
 @pytest.fixture(scope="module")
 def pictures():
     """30 pictures of the demo."""
-    return data.draw_labels(np.arange(30) % 10, (0, 9)).pixels
+    return demo_images.draw(np.arange(30) % 10, (0, 9))
 
 
 @pytest.fixture(scope="module")

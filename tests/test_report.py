@@ -3,7 +3,6 @@
 import copy
 import json
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -73,7 +72,7 @@ def measure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(eval_robust, "quick_suite", quick_suite)
     network = models.efficientnet("0.2x0.2", 10).eval()
-    images = data.draw_labels(np.arange(20) % 10, (0, 9))
+    images = data.demo(0, 1, 20, 1, 2).test
 
     def measure(network=network, images=images):
         path = tmp_path / "teacher-robustness.json"
@@ -95,7 +94,7 @@ def test_robustness_of_other_weights_or_images_is_measured_again(measure):
     with torch.no_grad():
         other.classifier.bias[0] += 1
     assert measure(network=other) == {"clean_top1": 2.0}
-    images = data.draw_labels(np.arange(20) % 10, (1, 9))
+    images = data.demo(1, 1, 20, 1, 2).test
     assert measure(network=other, images=images) == {"clean_top1": 3.0}
 
 

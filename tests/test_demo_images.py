@@ -1,0 +1,42 @@
+"""The demo's images: distinct classes, drawn anew from each seed."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import demo_images
+
+
+def test_pictures_follow_their_seed():
+    classes = np.arange(-1, 10)
+    pictures = demo_images.draw(classes, (0, 1))
+    assert pictures.shape == (11, 3, 32, 32) and pictures.dtype == torch.uint8
+    assert torch.equal(pictures, demo_images.draw(classes, (0, 1)))
+    assert not torch.equal(pictures, demo_images.draw(classes, (0, 2)))
+
+
+def test_every_demo_shape_is_distinct_and_neither_empty_nor_full():
+    x, y = np.meshgrid(np.linspace(-1.5, 1.5, 60), np.linspace(-1.5, 1.5, 60))
+    shapes = {name: shape(x, y) < 0 for name, shape in demo_images.SHAPES.items()}
+    for shape in shapes.values():
+        assert 0.05 < shape.mean() < 0.6
+    for one, other in itertools.combinations(shapes.values(), 2):
+        assert (one != other).mean() > 0.04
+
+
+def test_contact_sheet_has_a_row_for_each_class_and_one_for_no_class(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["demo_images.py", "--out", str(tmp_path / "sheet.png")])
+    demo_images.main()
+    assert Image.open(tmp_path / "sheet.png").height == 2 * (11 * 34 + 2)
+
+
+def test_contact_sheet_that_cannot_be_written_exits_with_2(tmp_path, monkeypatch):
+    missing = str(tmp_path / "missing" / "sheet.png")
+    monkeypatch.setattr(sys, "argv", ["demo_images.py", "--out", missing])
+    with pytest.raises(SystemExit) as stop:
+        demo_images.main()
+    assert stop.value.code == 2
