@@ -29,10 +29,12 @@ Every convolution is followed by BatchNorm, and all but the projection by swish.
     import model; network = model.efficientnet("b0")
 """
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -307,7 +309,10 @@ class EfficientNet(nn.Module):
         for blocks in self.stages:
             for block in blocks:
                 if self.checkpoint_blocks and self.training:
-                    hidden = checkpoint(block, hidden, noised, use_reentrant=False)
+                    # A compiled network leaves the statistics alone by itself.
+                    options = {} if torch.compiler.is_compiling() else {
+                        "context_fn": partial(recomputation, block)}
+                    hidden = checkpoint(block, hidden, noised, use_reentrant=False, **options)
                 else:
                     hidden = block(hidden, noised)
         hidden = swish(normalized(self.head, self.head_norm, hidden))
@@ -331,6 +336,25 @@ class EfficientNet(nn.Module):
                 if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
                     module.eval()
         return self
+
+
+def recomputation(block: Block) -> tuple:
+    """Contexts for a block's two forward passes: the second leaves BatchNorm's statistics alone."""
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        norms = [module for module in block.modules() if hasattr(module, "num_batches_tracked")]
+        kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, (momentum, count) in zip(norms, kept, strict=True):
+                norm.momentum = momentum
+                norm.num_batches_tracked.copy_(count)
+
+    return contextlib.nullcontext(), again()
 
 
 def initialize(module: nn.Module) -> None:
