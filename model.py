@@ -237,7 +237,7 @@ class Block(nn.Module):
             hidden = swish(normalized(self.expand, self.expand_norm, hidden))
         hidden = swish(normalized(self.depthwise, self.depthwise_norm, hidden))
         # The mean as a sum: the gradient of `mean` is a whole map, that of `sum` a number for it.
-        gate = hidden.sum((2, 3), keepdim=True) / hidden[0, 0].numel()  # (N, 6C, 1, 1)
+        gate = hidden.sum((2, 3), keepdim=True) / hidden.shape[2:].numel()  # (N, 6C, 1, 1)
         gate = self.excite(swish(self.squeeze(gate))).sigmoid()
         hidden = normalized(self.project, self.project_norm, hidden * gate)
         if not self.residual:
