@@ -156,30 +156,32 @@ class Conv2d(nn.Conv2d):
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with a weight and a bias (outputs,) in the place of its own."""
         (kernel, _), (stride, _), (height, width) = self.kernel_size, self.stride, images.shape[2:]
+        # SAME at stride 2: kernel // 2 on every side, but for an even size one less before it.
+        less = [int(stride == 2 and size % 2 == 0 and not self.symmetric)
+                for size in (height, width)]
+        padding = kernel // 2
         # The general kernels of CPUs are slow on small maps, which decides the speed at 32x32.
         small = not images.is_cuda and height * width * stride**2 <= 16
         if small and kernel == 1:
             # There a 1x1 convolution is faster as a product of matrices ...
             pixels = F.linear(images.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)  # (N, H, W, C)
             return pixels.permute(0, 3, 1, 2)
-        padding = []  # left, right, top, bottom
-        for size in (width, height):
-            windows = -(-size // stride)
-            total = max((windows - 1) * stride + kernel - size, 0)
-            first = kernel // 2 if self.symmetric else total // 2
-            padding += [first, max(total - first, 0)]
-        left, _, top, _ = padding
         if small and self.groups > 1:
             # ... and a depthwise one as a weighted sum of the pixels, three to forty times.
-            rows, columns = (taps(size, kernel, stride, first, images)
-                             for size, first in ((height, top), (width, left)))
+            rows, columns = (taps(size, kernel, stride, padding - fewer, images)
+                             for size, fewer in zip((height, width), less, strict=True))
             seen = torch.einsum("ckl,kio,ljp->ijopc", weight[:, 0], rows, columns).flatten(0, 1)
             pixels = images.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H W, C)
             summed = sum(pixels[:, i, None, None] * seen[i] for i in range(height * width))
             return (summed if bias is None else summed + bias).permute(0, 3, 1, 2)
-        if stride == 1 or self.symmetric:
-            return F.conv2d(images, weight, bias, stride, self.padding, groups=self.groups)
-        return F.conv2d(F.pad(images, padding), weight, bias, stride, groups=self.groups)
+        if any(less) and (images.is_cuda or torch.is_grad_enabled()):
+            images = F.pad(images, (padding - less[1], padding, padding - less[0], padding))
+            padding = 0
+        elif any(less):
+            # The same without a copy of the map: a kernel with zeros at its top and left. GPUs, and
+            # CPUs in the backward pass, have their fast kernels for odd sizes.
+            weight = F.pad(weight, (less[1], 0, less[0], 0))
+        return F.conv2d(images, weight, bias, stride, padding, groups=self.groups)
 
 
 def taps(size: int, kernel: int, stride: int, padding: int, like: Tensor) -> Tensor:
@@ -204,8 +206,55 @@ def normalized(convolution: Conv2d, norm: nn.Module, images: Tensor) -> Tensor:
 
 
 def swish(values: Tensor) -> Tensor:
-    """x * sigmoid(x), in the place of x."""
-    return F.silu(values, inplace=True)
+    """x * sigmoid(x), in the place of x unless the backward pass needs it."""
+    return F.silu(values, inplace=not torch.is_grad_enabled())
+
+
+class NormSwish(torch.autograd.Function):
+    """swish(BatchNorm(maps)) in training mode: (N, C, H, W) -> (N, C, H, W).
+
+    autograd would keep BatchNorm's input and its output. The output is a product and a sum away
+    from the input, so here the backward pass computes it again.
+    """
+
+    @staticmethod
+    def forward(ctx, maps: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> Tensor:
+        normed, mean, inverse_std = torch.native_batch_norm(
+            maps, weight, bias, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps)
+        ctx.save_for_backward(maps, weight, bias, mean, inverse_std)
+        ctx.epsilon = norm.eps
+        return swish(normed)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple:
+        maps, weight, bias, mean, inverse_std = ctx.saved_tensors
+        scale = (weight * inverse_std).view(-1, 1, 1)
+        shift = (bias - weight * inverse_std * mean).view(-1, 1, 1)
+        normed = torch.addcmul(shift, maps, scale).to(maps.dtype)
+        gradient = torch.ops.aten.silu_backward(gradient, normed)
+        of_maps, *of_parameters = torch.ops.aten.native_batch_norm_backward(
+            gradient, maps, weight, None, None, mean, inverse_std, True, ctx.epsilon, [True] * 3)
+        return of_maps, None, *of_parameters
+
+
+def expanded(convolution: Conv2d, norm: nn.Module, images: Tensor) -> Tensor:
+    """swish(norm(convolution(images))), in less memory where a CPU trains step by step.
+
+    The expansion's maps are the largest of the network: a seventh of a training step's memory.
+    """
+    trains = norm.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if not trains or images.device.type != "cpu" or type(norm) is not nn.BatchNorm2d:
+        return swish(normalized(convolution, norm, images))
+    norm.num_batches_tracked += 1
+    return NormSwish.apply(convolution(images), norm, norm.weight, norm.bias)
+
+
+def average(maps: Tensor) -> Tensor:
+    """The mean over each map: (N, C, H, W) -> (N, C).
+
+    As a sum, whose gradient is one number for a map; that of `mean` is a whole map.
+    """
+    return maps.sum((2, 3)) / maps.shape[2:].numel()
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -234,10 +283,9 @@ class Block(nn.Module):
     def forward(self, images: Tensor, noised: Tensor | None = None) -> Tensor:
         hidden = images
         if self.expand is not None:
-            hidden = swish(normalized(self.expand, self.expand_norm, hidden))
+            hidden = expanded(self.expand, self.expand_norm, hidden)
         hidden = swish(normalized(self.depthwise, self.depthwise_norm, hidden))
-        # The mean as a sum: the gradient of `mean` is a whole map, that of `sum` a number for it.
-        gate = hidden.sum((2, 3), keepdim=True) / hidden.shape[2:].numel()  # (N, 6C, 1, 1)
+        gate = average(hidden)[..., None, None]  # (N, 6C, 1, 1)
         gate = self.excite(swish(self.squeeze(gate))).sigmoid()
         hidden = normalized(self.project, self.project_norm, hidden * gate)
         if not self.residual:
@@ -316,7 +364,7 @@ class EfficientNet(nn.Module):
                 else:
                     hidden = block(hidden, noised)
         hidden = swish(normalized(self.head, self.head_norm, hidden))
-        features = hidden.mean((2, 3))  # (N, C)
+        features = average(hidden)
         dropped = F.dropout(features, self.dropout, self.training)
         if noised is not None and self.training:
             dropped = torch.where(noised.view(-1, 1), dropped, features)

@@ -6,15 +6,20 @@
 One process, contestants interleaved, medians over the rounds; the ratio is to the fastest of the
 others. A training step is forward, cross entropy, backward and SGD's step; every network is
 channels_last and drops paths with probability 0.2 and features with 0.2. Memory is the peak of a
-training step above what the process held before it: on the CPU in a fresh process each.
+training step above what was held before it: of its tensors and, on the CPU, also of a fresh process
+(median of five), which depends on how the C library fills the holes between them.
 """
 
 import argparse
+import itertools
+import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -86,23 +91,38 @@ def compare(batch_size: int, size: int, train: bool, rounds: int, device: str,
     return {name: batch_size / statistics.median(times[2:]) for name, times in seconds.items()}
 
 
+def tensor_memory(name: str, batch_size: int, size: int, device: str) -> float:
+    """MiB of tensors that a training step holds at most, beyond the network and the images."""
+    step = contestant(name, example(batch_size, size, device), True)
+    step()
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        profile.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events
+                     if event.get("name") == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes)) / 2**20
+
+
 def high_water() -> float:
     """The most memory that this process has held, in MiB."""
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 
 
-def peak_memory(name: str, batch_size: int, size: int, device: str) -> float:
-    """MiB that two training steps need at most, beyond the network and the images."""
-    if device == "cuda":
-        step = contestant(name, example(batch_size, size, device), True)
-        step()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+def process_memory(name: str, batch_size: int, size: int) -> float:
+    """MiB that a fresh process grows by in two training steps on the CPU."""
     command = [sys.executable, __file__, "--memory", name, str(batch_size), str(size)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return statistics.median(
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(5)
+    )
 
 
 def print_table(title: str, figures: dict[str, float], unit: str, higher_is_better: bool) -> None:
@@ -120,7 +140,7 @@ def main() -> None:
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     devices.choose(arguments.device)  # on a CPU freed memory is kept, for all of them
-    if arguments.memory:  # the fresh process of peak_memory
+    if arguments.memory:  # the fresh process of process_memory
         name, batch_size, size = arguments.memory
         step = contestant(name, example(int(batch_size), int(size), "cpu"), True)
         before = high_water()
@@ -142,9 +162,13 @@ def main() -> None:
                 title = f"{'training step' if train else 'inference'}, {batch_size} images of " \
                         f"{size}x{size}{', compiled' if compiled else ''}"
                 print_table(title, figures, "images/s", higher_is_better=True)
-        memory = {name: peak_memory(name, batch_size, size, device) for name in NETWORKS}
-        print_table(f"peak memory of a training step, {batch_size} images of {size}x{size}",
-                    memory, "MiB", higher_is_better=False)
+        measures = {"tensors": partial(tensor_memory, device=device)}
+        if device == "cpu":
+            measures["fresh process"] = process_memory
+        for what, measure in measures.items():
+            memory = {name: measure(name, batch_size, size) for name in NETWORKS}
+            print_table(f"peak memory of a training step, {what}, {batch_size} images of "
+                        f"{size}x{size}", memory, "MiB", higher_is_better=False)
 
 
 if __name__ == "__main__":

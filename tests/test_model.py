@@ -66,8 +66,8 @@ def test_logits_equal_the_sources_of_published_weights(reference):
 
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 4), (4, 2), (3, 5), (4, 4)])
-def test_a_depthwise_convolution_of_a_small_map_equals_the_general_one(size, stride, kernel):
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 4), (4, 2), (3, 5), (4, 4), (8, 8), (9, 8)])
+def test_a_convolution_pads_as_tensorflow_on_small_and_large_maps(size, stride, kernel):
     torch.manual_seed(0)
     ours = model.Conv2d(6, 6, kernel, stride, groups=6).double()
     images = torch.randn(3, 6, *size, dtype=torch.double, requires_grad=True)
@@ -86,6 +86,8 @@ def test_a_depthwise_convolution_of_a_small_map_equals_the_general_one(size, str
         for mine, general in zip(torch.autograd.grad(result, inputs, cotangent),
                                  torch.autograd.grad(expected, inputs, cotangent), strict=True):
             torch.testing.assert_close(mine, general)
+        with torch.no_grad():  # without a backward pass the kernel is padded, not the map
+            torch.testing.assert_close(ours(images), expected)
 
 
 def test_gradients_and_running_statistics_equal_timm_in_training_mode_without_noise():
@@ -115,6 +117,35 @@ def test_gradients_and_running_statistics_equal_timm_in_training_mode_without_no
     for (key, value), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         scale = expected.norm().clamp_min(1e-9)
         assert (value.grad - expected).norm() / scale < 1e-6, key
+
+
+def test_the_largest_maps_are_kept_twice_for_the_backward_pass_not_three_times():
+    block = model.Block(8, 8, 3, 1, 6, survival_prob=1.0).train()
+    kept = set()
+
+    def keep(tensor):
+        if tensor.shape == (2, 48, 10, 10):
+            kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    images = torch.randn(2, 8, 10, 10)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.expanded(block.expand, block.expand_norm, images)
+        block.depthwise(hidden)
+    assert len(kept) == 2  # what BatchNorm reads and what the depthwise convolution reads
+
+
+def test_training_in_bfloat16_on_a_cpu_is_training_in_float32_but_for_rounding():
+    torch.manual_seed(0)
+    network = model.EfficientNet(**TINY, dropout=0.0, survival_prob=1.0).train()
+    images, gradients = torch.randn(16, 3, 32, 32), []
+    for half in (False, True):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = network(images)
+        logits.float().square().sum().backward()
+        gradients.append(network.stages[1][0].expand.weight.grad.flatten())
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
 
 
 def test_survival_falls_linearly_from_one_to_the_last_block():
