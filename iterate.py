@@ -63,7 +63,7 @@ DEMO_TEACHER = replace(  # as the authors' B0: crops and flips, no RandAugment
 )
 # One operation an image: with two, the few hundred steps leave the student underfit. Teachers of a
 # minute are much less sure than they are right, so the plans for a CPU sharpen the pseudo labels.
-DEMO = replace(DEMO_TEACHER, rand_augment_operations=1, learning_rate=0.06, epochs=150)
+DEMO = replace(DEMO_TEACHER, rand_augment_operations=1, learning_rate=0.06, epochs=220)
 CIFAR_CPU_TEACHER = replace(DEMO_TEACHER, arch="0.5x0.5", ema_decay=0.99, epochs=60,
                             evaluate_epochs=5)
 CIFAR_CPU = replace(
