@@ -1,8 +1,9 @@
-"""The one place that knows about devices: CPU, CUDA, Apple's MPS, and XLA (TPU or CPU).
+"""The one place that chooses and drives devices: CPU, CUDA, Apple's MPS, and XLA (TPU or CPU).
 
-Everything else asks five things of it: which device (`choose`), bring a host batch there (`place`),
-in which precision to compute (`autocast`), end of a step (`finish_step`), and bring a result back
-(`Tensor.cpu()` works everywhere). There are two ways to use several devices:
+Labelling, training and evaluation ask it which device (`choose`), bring host batches there
+(`place`), compute in a precision (`autocast`) and end a step (`finish_step`); `Tensor.cpu()` brings
+results back everywhere. (model.py and augment.py look at where their tensors are only to pick the
+faster of two ways to compute the same.) There are two ways to use several devices:
 
     XLA          SPMD: one process, a mesh over all its devices, every batch split along its first
                  axis, and the gradients summed by the compiler
@@ -145,15 +146,20 @@ def mean(values: Tensor) -> Tensor:
     return values / world_size()
 
 
+def _mean_over_all(maps: Tensor) -> Tensor:
+    """The mean of each channel over the images of all processes: (N, C, H, W) -> (C,)."""
+    return torch.distributed.nn.functional.all_reduce(maps.mean((0, 2, 3))) / world_size()
+
+
 class SyncBatchNorm(nn.BatchNorm2d):
     """BatchNorm over the images of all processes; torch's own class of that name needs GPUs."""
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return super().forward(images)
-        moments = torch.stack([images.mean((0, 2, 3)), images.square().mean((0, 2, 3))])
-        average, square = torch.distributed.nn.functional.all_reduce(moments) / world_size()
-        variance = square - average.square()
+        values = images.to(self.weight.dtype)  # under autocast the images are bfloat16
+        average = _mean_over_all(values)
+        variance = _mean_over_all((values - average.view(-1, 1, 1)).square())
         with torch.no_grad():
             count = images.numel() / images.shape[1] * world_size()
             self.running_mean.lerp_(average, self.momentum)
@@ -161,7 +167,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - average * scale
-        return images * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+        return (values * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(images.dtype)
 
 
 def distribute(network: nn.Module, device: torch.device) -> nn.Module:

@@ -161,6 +161,40 @@ def test_two_virtual_xla_devices_train_and_label_as_the_cpu_does(whole, on_xla):
     torch.testing.assert_close(result["rows"], whole["rows"], rtol=0, atol=5e-3)
 
 
+@pytest.fixture
+def one_process(tmp_path):
+    """What torchrun starts, with one process."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0,
+                                         world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("mean", [0.0, 300.0])
+def test_batch_norm_over_all_processes_is_batch_norm(one_process, mean):
+    torch.manual_seed(0)
+    images = mean + 0.1 * torch.randn(16, 3, 8, 8)  # far from zero: E[x^2] - E[x]^2 would fail
+    results = []
+    for kind in (torch.nn.BatchNorm2d, device.SyncBatchNorm):
+        norm, inputs = kind(3, eps=1e-3, momentum=0.01), images.clone().requires_grad_()
+        result = norm(inputs)
+        result.square().mul(torch.arange(16.0).view(-1, 1, 1, 1)).sum().backward()
+        results.append((result.detach(), inputs.grad, norm.weight.grad, norm.running_mean,
+                        norm.running_var))
+    for expected, value in zip(*results, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(value / scale, expected / scale, rtol=1e-3, atol=1e-3)
+
+
+def test_batch_norm_over_all_processes_takes_bfloat16(one_process):
+    images = torch.randn(16, 3, 8, 8).bfloat16()
+    norm = device.SyncBatchNorm(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = norm(images)
+    assert result.dtype == torch.bfloat16 and norm.running_var.dtype == torch.float32
+    torch.testing.assert_close(result, torch.nn.BatchNorm2d(3)(images), rtol=0.02, atol=0.02)
+
+
 def test_torchrun_and_xla_do_not_go_together(monkeypatch):
     pytest.importorskip("torch_xla")
     monkeypatch.setenv("WORLD_SIZE", "2")
