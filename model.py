@@ -441,7 +441,11 @@ def freeze_shallow(network: EfficientNet, stages: int) -> None:
 
     Their parameters get no gradient, and their BatchNorm stays in evaluation mode even after
     `network.train()`: training it would move the statistics to the larger images after all.
+    Raises ValueError for more stages than there are.
     """
+    if not 0 <= stages <= len(STAGES):
+        raise ValueError(f"{stages} stages cannot be fixed: there are {len(STAGES)}")
+    network.requires_grad_(True)
     network.frozen_stages = stages
     for module in network.frozen_layers():
         module.requires_grad_(False)
@@ -542,7 +546,8 @@ def load_pretrained(network: EfficientNet, state_dict: Mapping[str, Tensor],
 
     The source is recognised by its keys. BatchNorm's epsilon and the padding are set so that the
     model computes what the source computes: timm's `tf_` models are TensorFlow's (all released
-    Noisy Student weights are among them), torchvision's pad symmetrically.
+    Noisy Student weights are among them), torchvision's pad symmetrically. These two are the
+    model's, not its state dict's: to load torchvision's weights again, take its own file.
 
     Args:
         fresh_classifier: keep the model's own, untrained classifier, for another set of classes.

@@ -261,6 +261,32 @@ def test_frozen_shallow_layers_do_not_move_in_training():
     assert not torch.equal(after["head_norm.running_mean"], before["head_norm.running_mean"])
 
 
+def test_fixing_fewer_layers_later_frees_the_others():
+    network = model.EfficientNet(**TINY).train()
+    model.freeze_shallow(network, stages=5)
+    model.freeze_shallow(network, stages=1)
+    assert network.stages[1][0].project.weight.requires_grad
+    assert network.stages[1][0].project_norm.training
+    assert not network.stages[0][0].project.weight.requires_grad
+    with pytest.raises(ValueError, match="there are 7"):
+        model.freeze_shallow(network, stages=8)
+
+
+def test_weights_start_as_published():
+    torch.manual_seed(0)
+    network = model.efficientnet("b0")
+    block = network.stages[5][1]
+    for layer, fan_out in ((network.head, 1280), (block.expand, 1152), (block.depthwise, 25),
+                           (block.squeeze, 48), (block.project, 192)):
+        expected = math.sqrt(2 / fan_out)
+        assert layer.weight.std().item() == pytest.approx(expected, rel=0.03), layer
+        assert abs(layer.weight.mean().item()) < 0.03 * expected
+    bound = 1 / math.sqrt(1000)
+    largest = network.classifier.weight.abs().max().item()
+    assert 0.99 * bound < largest <= bound and network.classifier.bias.abs().max() == 0
+    assert model.efficientnet("b0", 10).classifier.weight.abs().max() <= bound
+
+
 def test_folding_batch_norm_in_evaluation_mode_changes_no_logit_and_no_gradient_of_the_image():
     torch.manual_seed(0)
     network = randomise(model.EfficientNet(**TINY)).double().eval()
