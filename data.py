@@ -172,6 +172,9 @@ def list_classes(folder: str | Path, expected: Iterable[str] | None = None) -> d
     names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
     if not names:
         raise InputError(f"{folder}: no class folders; expected {folder}/<class>/<images>")
+    if expected is None and len(names) == 1:
+        raise InputError(f"{folder}: only one class folder, {names[0]}; give the folder that holds "
+                         "the class folders, two or more")
     if expected is not None and set(names) != set(expected):
         missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
         raise InputError(f"{folder}: not the classes of the labelled folder; add "
@@ -461,11 +464,12 @@ class BatchDecoder:
     image_size: int
     seed: int
     crop: Crop | None
+    rows: tuple[int, ...] | None
 
     def __getitem__(self, numbered_batch: tuple[int, Tensor]) -> Tensor:
         number, batch = numbered_batch
         images = []
-        for row, index in enumerate(batch.tolist()):
+        for row, index in zip(self.rows or range(len(batch)), batch.tolist(), strict=True):
             image = read_image(self.files[index])
             if self.crop is None:
                 image = center_crop(image, self.image_size)
@@ -479,22 +483,25 @@ class BatchDecoder:
 
 def read_batches(images: ImageSet, batches: Iterable[Tensor], image_size: int, train: bool,
                  seed: int = 0, workers: int = 0, crop: Crop | None = None,
-                 first: int = 0) -> Iterator[Tensor]:
+                 first: int = 0, rows: Tensor | None = None) -> Iterator[Tensor]:
     """For each (B,) tensor of indices in `batches` the images: (B, 3, S, S) uint8, S = image_size.
 
     Images in memory are looked up; InputError if they are not of that size. Files are decoded by
     `workers` processes, each at most two batches ahead (so `batches` may be endless): for training
     by `crop`, otherwise the central square. The random numbers of an image depend on the seed, the
     number of its batch (they count from `first`, where a run resumes) and its row alone, hence not
-    on the number of workers.
+    on the number of workers. `rows` (B,) are the rows of batches that are parts of larger ones.
     """
+    if workers < 0:
+        raise InputError(f"{workers} workers cannot be started: give 0 or more")
     if images.pixels is not None:
         if images.pixels.shape[-1] != image_size:
             raise InputError(f"the images in memory have {images.pixels.shape[-1]} px, not the "
                              f"{image_size} px asked for; read the data at that size")
         yield from (images.pixels[batch] for batch in batches)
         return
-    decoder = BatchDecoder(images.files, image_size, seed, crop if train else None)
+    decoder = BatchDecoder(images.files, image_size, seed, crop if train else None,
+                           None if rows is None else tuple(rows.tolist()))
     yield from DataLoader(
         decoder, sampler=enumerate(batches, first), batch_size=None, num_workers=workers,
         generator=torch.Generator(),  # its own, for it would draw from torch's global one

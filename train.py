@@ -5,16 +5,18 @@ labelled images as one batch, both noised: RandAugment on the images, dropout an
 in the model (section 2). TrainConfig's defaults are the paper's EfficientNet-B7 on ImageNet
 (section 3.1).
 
-    python train.py --labeled DIR --val DIR --arch b0 --out teacher.pt
-    python train.py --labeled DIR --val DIR --arch b0 --out student.pt \\
+    python train.py --labeled DIR --val DIR --arch b0 --batch-size 128 --out teacher.pt
+    python train.py --labeled DIR --val DIR --arch b0 --batch-size 128 --out student.pt \\
         --unlabeled DIR --pseudo-label-dir LABELS
 
-The same command again continues where the last one stopped.
+What no flag says is as in the paper for that architecture, such as 700 epochs for b0. The same
+command again continues where the last one stopped.
 """
 
 import argparse
 import contextlib
 import copy
+import hashlib
 import inspect
 import itertools
 import json
@@ -98,9 +100,11 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is unknown: use {' or '.join(values)}"
                 )
-        for name in ("image_size", "batch_size", "accumulation_steps", "epochs", "labeled_images",
-                     "evaluate_epochs"):
-            if getattr(self, name) <= 0:
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be {low} to {high}, not {getattr(self, name)}")
+        for name in ("epochs", "evaluate_epochs", "decay_rate", "decay_epochs", "survival_prob"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}")
         if self.batch_size % self.accumulation_steps:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of "
@@ -115,6 +119,15 @@ class TrainConfig:
         return max(1, round(self.epochs * self.steps_per_epoch))
 
 
+LARGEST = 10**9
+RANGES = {
+    "image_size": (1, 10_000), "batch_size": (1, LARGEST), "accumulation_steps": (1, LARGEST),
+    "labeled_images": (1, 10 * LARGEST), "unlabeled_ratio": (0, LARGEST), "seed": (0, 2**63),
+    "dropout": (0, 0.999), "survival_prob": (0, 1), "rand_augment_operations": (0, 100),
+    "rand_augment_magnitude": (0, 100), "frozen_stages": (0, len(model.STAGES)),
+    "label_smoothing": (0, 1), "learning_rate": (0, 1e38), "warmup_epochs": (0, LARGEST),
+    "momentum": (0, 0.9999), "weight_decay": (0, LARGEST), "ema_decay": (0, 0.999999),
+}
 CHOICES = {
     "pseudo_labels": ("soft", "hard"),
     "normalization": ("concat", "algorithm1", "official"),
@@ -288,7 +301,7 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
               {"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=1.0, momentum=config.momentum, nesterov=True, foreach=True
+            groups, lr=1.0, momentum=config.momentum, nesterov=config.momentum > 0, foreach=True
         )
     if config.optimizer == "adamw":
         return torch.optim.AdamW(
@@ -370,8 +383,7 @@ def read_training_images(images: ImageSet, selection: Tensor, rows: Tensor, batc
     pixels = data.read_batches(
         images, indices(), config.image_size,
         train=config.augment_unlabeled if stream else config.augment_labeled,
-        seed=seed_of(seed, devices.rank()), first=first, workers=workers,
-        crop=augment.random_resized_crop,
+        seed=seed, first=first, workers=workers, crop=augment.random_resized_crop, rows=rows,
     )
     return zip(indices(), pixels, strict=True)
 
@@ -417,6 +429,35 @@ def top1(network: nn.Module, images: ImageSet, image_size: int, **options) -> fl
     return 100 * devices.mean(correct).item() * devices.world_size() / len(images)
 
 
+def content_hashes(labeled: ImageSet, unlabeled: ImageSet | None, *arrays: np.ndarray) -> dict:
+    """What tells the images of a run, and its pseudo labels, from those of another.
+
+    Of each array, which may have millions of rows, some thousand rows are read.
+    """
+    digest = hashlib.blake2b(labeled.labels.numpy(), digest_size=16)
+    for values in arrays:
+        if values is not None:
+            digest.update(np.ascontiguousarray(values[:: len(values) // 4096 + 1]))
+    of = {"labels": digest.hexdigest(), "labeled": pseudo_label.pool_settings(labeled)["pool"]}
+    if unlabeled is not None:
+        of["unlabeled"] = pseudo_label.pool_settings(unlabeled)["pool"]
+    return of
+
+
+def load_state(path: Path, meta: str) -> dict:
+    """What `save` wrote; InputError if it is something else or belongs to another run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["meta"]
+    except Exception:  # another kind of file, or a directory, raises nearly anything
+        raise InputError(f"{path} is in the way and not a checkpoint of train.py: remove it, or "
+                         "choose another output") from None
+    if found != meta:
+        raise InputError(f"{path} belongs to a run with other settings, images or pseudo labels: "
+                         "continue with those, or choose another output")
+    return state
+
+
 def save(path: Path, contents: dict) -> None:
     """Save tensors and plain values; the file is either the old one or complete."""
     if devices.rank() == 0:
@@ -456,6 +497,10 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     """
     out, device, world = Path(out), torch.device(device), devices.world_size()
     resume, log = out.with_suffix(".resume"), Path(log or out.with_suffix(".jsonl"))
+    if out.suffix in (".resume", ".jsonl"):
+        raise InputError(f"{out}: such a name is taken beside a checkpoint; use {out.stem}.pt")
+    if checkpoint_steps < 1:
+        raise InputError(f"--checkpoint-steps {checkpoint_steps}: give 1 or more")
     if len(labeled) == 0:
         raise InputError("there are no labelled images to train on")
     if unlabeled is not None and len(unlabeled) != len(pseudo_targets):
@@ -469,12 +514,17 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     config = replace(config, labeled_images=len(labeled))
     source = start and pseudo_label.load_teacher(start, torch.device("cpu"))[0]
     meta = json.dumps({"config": asdict(config), "classes": labeled.classes, "name": name,
-                       "start": source and pseudo_label.teacher_hash(source)})
+                       "start": source and pseudo_label.teacher_hash(source),
+                       "images": content_hashes(labeled, unlabeled, pseudo_targets, selection)})
     if out.exists():
-        if torch.load(out, map_location="cpu", weights_only=True)["meta"] != meta:
-            raise InputError(f"{out} was trained with other settings: choose another output")
+        load_state(out, meta)
+        if devices.rank() == 0:
+            resume.unlink(missing_ok=True)  # killed just before it did so itself
         return out
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out.parent}: not made ({error}); choose another place") from None
 
     # Student, its average, and the optimizer. channels_last is faster on CPU and CUDA.
     network = build_model(config, len(labeled.classes))
@@ -489,12 +539,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     optimizer = make_optimizer(network, config)
     first, best = 0, {"top1": None}
     if resume.exists():
-        state = torch.load(resume, map_location="cpu", weights_only=True)
-        if state["meta"] != meta:
-            raise InputError(
-                f"{resume} belongs to a run with other settings: continue with those, or choose "
-                "another --out"
-            )
+        state = load_state(resume, meta)
         network.load_state_dict(state["network"])
         average.network.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -515,6 +560,11 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         pseudo_rows, whole = torch.arange(devices.rank(), pseudo_size, world), whole + pseudo_size
         chosen = np.arange(len(unlabeled)) if selection is None else selection
         pseudo_batches = read(unlabeled, torch.tensor(chosen), pseudo_rows, pseudo_size, stream=1)
+
+    def diverged(what: str, rate: float) -> FloatingPointError:
+        kept = f"; {resume} holds the last finite state" if resume.exists() else ""
+        return FloatingPointError(f"{name}: {what}, learning rate {rate:.3g}. Try a lower one or a "
+                                  f"longer warm-up, and another output{kept}")
 
     evaluate_steps = max(1, round(config.evaluate_epochs * config.steps_per_epoch))
     bar = tqdm(zip(batches, pseudo_batches, strict=False), name, config.total_steps, initial=first,
@@ -569,11 +619,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                         "learning_rate": rate} | describe(results)
                 line["images_per_second"] = round(seen / (time.perf_counter() - started), 1)
                 if not math.isfinite(line["loss"]):
-                    raise FloatingPointError(
-                        f"{name}: the loss is {line['loss']} at step {step}, learning rate "
-                        f"{rate:.3g}. Try a lower learning rate or a longer warm-up; {resume} "
-                        "holds the last good state"
-                    )
+                    raise diverged(f"the loss is {line['loss']} at step {step}", rate)
                 write_log(line)
                 shown = {} if best["top1"] is None else {"val": f"{best['top1']:.1f}%"}
                 bar.set_postfix(loss=f"{line['loss']:.3f}", **shown,
@@ -588,12 +634,13 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                     best = {"top1": accuracy, "step": step,
                             "model": to_host(average.network.state_dict())}
             if saves and not last:
-                save(resume, {
-                    "meta": meta, "step": done, "best": best,
-                    "network": to_host(network.state_dict()),
-                    "average": to_host(average.network.state_dict()),
-                    "optimizer": to_host(optimizer.state_dict()),
-                })
+                state = {"meta": meta, "step": done, "best": best,
+                         "network": to_host(network.state_dict()),
+                         "average": to_host(average.network.state_dict()),
+                         "optimizer": to_host(optimizer.state_dict())}
+                if not all(value.isfinite().all() for value in state["network"].values()):
+                    raise diverged(f"weights are not finite after step {step}", rate)
+                save(resume, state)
     save(out, {"meta": meta, "model": best["model"], "val_top1": best["top1"],
                "step": best["step"]})
     if devices.rank() == 0:
@@ -637,8 +684,12 @@ def open_log(path: Path, name: str, first: int) -> Iterator[Callable[[dict], Non
         board = None
     with open(path, "a") as file:
         def write(line: dict) -> None:
-            file.write(json.dumps({"name": name, **line}) + "\n")
-            file.flush()
+            try:
+                file.write(json.dumps({"name": name, **line}) + "\n")
+                file.flush()
+            except OSError as error:
+                raise InputError(f"{path}: not written ({error}); make room: the same command "
+                                 "continues") from None
             for key in (line.keys() - {"step"} if board else ()):
                 board.add_scalar(key, line[key], line["step"])
 
@@ -674,10 +725,11 @@ def to_host(state: dict) -> dict:
 # ------------------------------------------------------------------ command line
 
 
-def add_config_flags(parser: argparse.ArgumentParser, skip: tuple[str, ...] = ()) -> None:
+def add_config_flags(parser: argparse.ArgumentParser, defaults: str,
+                     skip: tuple[str, ...] = ()) -> None:
     """One flag for each field of TrainConfig; the comment beside the field is its help."""
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(TrainConfig), re.M))
-    group = parser.add_argument_group("training (defaults: those of the plan)")
+    group = parser.add_argument_group(f"training (defaults: {defaults})")
     for field in fields(TrainConfig):
         if field.name in skip or field.name == "labeled_images":
             continue
@@ -721,18 +773,19 @@ def main(argv: list[str] | None = None) -> int:
                         help="steps between two states to resume from")
     parser.add_argument("--start-from", metavar="FILE", help="checkpoint to take weights from")
     add_run_flags(parser)
-    add_config_flags(parser)
+    add_config_flags(parser, "the paper's for the architecture, b7 if none is given")
     arguments = parser.parse_args(argv)
     try:
         if (arguments.unlabeled is None) != (arguments.pseudo_label_dir is None):
             raise InputError("--unlabeled and --pseudo-label-dir go together: give both or none")
         try:
-            config = TrainConfig(**config_overrides(arguments))
+            config = replace(recipe(arguments.arch or "b7"), **config_overrides(arguments))
             device = devices.choose(arguments.device)
         except ValueError as error:
             raise InputError(str(error)) from None
         labeled = data.read_folder(arguments.labeled, config.image_size)
-        validation = arguments.val and data.read_folder(arguments.val, config.image_size)
+        validation = arguments.val and data.read_folder(arguments.val, config.image_size,
+                                                        labeled.classes)
         unlabeled = targets = selection = None
         if arguments.unlabeled:
             pool = data.read_pool(arguments.unlabeled, labeled.classes)

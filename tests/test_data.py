@@ -133,25 +133,31 @@ def test_split_folder_takes_first_names_as_labelled_and_last_as_validation(tmp_p
 
 @pytest.mark.parametrize("labels, val", [(5, 3), (0, 3), (5, 0), (-1, 3)])
 def test_split_folder_refuses_impossible_counts_and_names_the_class(tmp_path, labels, val):
-    train = write_classes(tmp_path / "train", ["a"], 7)
-    test = write_classes(tmp_path / "test", ["a"], 1, first_seed=100)
+    train = write_classes(tmp_path / "train", ["a", "b"], 7)
+    test = write_classes(tmp_path / "test", ["a", "b"], 1, first_seed=100)
     with pytest.raises(data.InputError, match=f"class a: {labels} labelled and {val} .* of 7"):
         data.split_folder(train, test, labels, val, 8)
 
 
 def test_split_folder_refuses_to_leave_no_pool(tmp_path):
-    train = write_classes(tmp_path / "train", ["a"], 7)
-    test = write_classes(tmp_path / "test", ["a"], 1, first_seed=100)
+    train = write_classes(tmp_path / "train", ["a", "b"], 7)
+    test = write_classes(tmp_path / "test", ["a", "b"], 1, first_seed=100)
     with pytest.raises(data.InputError, match="no images for the unlabelled pool"):
         data.split_folder(train, test, 4, 3, 8)
 
 
 def test_split_folder_refuses_an_unreadable_file_even_between(tmp_path):
-    train = write_classes(tmp_path / "train", ["a"], 7)
-    test = write_classes(tmp_path / "test", ["a"], 1, first_seed=100)
+    train = write_classes(tmp_path / "train", ["a", "b"], 7)
+    test = write_classes(tmp_path / "test", ["a", "b"], 1, first_seed=100)
     (train / "a" / "0003.png").write_bytes(b"not an image")
     with pytest.raises(data.InputError, match="a/0003.png: not a readable image"):
         data.split_folder(train, test, 2, 2, 8)
+
+
+def test_a_folder_with_one_class_is_taken_for_the_wrong_level(tmp_path):
+    write_classes(tmp_path / "all" / "train", ["a", "b"], 1)
+    with pytest.raises(data.InputError, match="only one class folder, train; give the folder"):
+        data.read_folder(tmp_path / "all", 8)
 
 
 # ------------------------------------------------------------------ own folders
@@ -543,6 +549,13 @@ def test_training_crops_do_not_depend_on_the_number_of_workers(filed, workers):
     alone = list(data.read_batches(filed, BATCHES, 80, True, seed=3, crop=random_corner))
     helped = data.read_batches(filed, BATCHES, 80, True, 3, workers, random_corner)
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_training_crops_belong_to_the_position_in_the_whole_batch(filed):
+    whole = list(data.read_batches(filed, BATCHES[:1], 80, True, crop=random_corner))[0]
+    rows = torch.tensor([0, 2])
+    (part,) = data.read_batches(filed, [BATCHES[0][rows]], 80, True, crop=random_corner, rows=rows)
+    assert torch.equal(part, whole[rows])
 
 
 def test_batches_resumed_at_a_later_number_are_the_same(filed):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -303,10 +304,15 @@ def test_the_checkpoint_is_the_average_with_the_best_validation_accuracy(splits,
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(splits, tmp_path):
-    config = dataclasses.replace(TINY, learning_rate=1e30, optimizer="sgd", warmup_epochs=0)
-    with pytest.raises(FloatingPointError, match="step [0-9]+, learning rate"):
+    config = dataclasses.replace(TINY, learning_rate=1e38, optimizer="sgd", warmup_epochs=0)
+    with pytest.raises(FloatingPointError, match="step [0-9]+, learning rate.*longer warm-up") as e:
         run(config, splits, tmp_path / "a.pt")
-    assert not (tmp_path / "a.pt").exists()
+    assert not (tmp_path / "a.pt").exists() and "a.resume" not in str(e.value)  # there is none
+    with mock.patch.object(train, "learning_rate", lambda step, _: 1e-3 if step < 2 else 1e38):
+        with pytest.raises(FloatingPointError, match="a.resume holds the last finite state"):
+            run(TINY, splits, tmp_path / "a.pt", checkpoint_steps=1)
+    state = torch.load(tmp_path / "a.resume", weights_only=True)
+    assert all(value.isfinite().all() for value in state["network"].values())
 
 
 def test_a_finished_run_is_not_run_again_and_not_mixed_up_with_another(splits, tmp_path):
@@ -316,6 +322,38 @@ def test_a_finished_run_is_not_run_again_and_not_mixed_up_with_another(splits, t
     assert path.stat().st_mtime_ns == before
     with pytest.raises(data.InputError, match="other settings"):
         run(dataclasses.replace(TINY, seed=9), splits, path)
+
+
+def test_a_teacher_is_not_taken_for_a_student_nor_for_one_of_other_pseudo_labels(splits, tmp_path):
+    path = run(TINY, splits, tmp_path / "a.pt", students=False)
+    with pytest.raises(data.InputError, match="other settings, images or pseudo labels"):
+        run(TINY, splits, path)
+    student = run(TINY, splits, tmp_path / "b.pt")
+    with pytest.raises(data.InputError, match="other settings, images or pseudo labels"):
+        run(TINY, splits, student, selection=np.arange(40))
+    fewer = dataclasses.replace(splits, labeled=splits.labeled.subset(torch.arange(20).flip(0)))
+    with pytest.raises(data.InputError, match="other settings, images or pseudo labels"):
+        run(TINY, fewer, student)
+
+
+@pytest.mark.parametrize("name", ["folder.pt", "text.pt", "weights.pt", "text.pt/below.pt",
+                                  "a.resume", "a.jsonl"])
+def test_an_output_that_cannot_be_written_is_an_error_and_stays_as_it_is(name, splits, tmp_path):
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "text.pt").write_text("text")
+    torch.save({"stem.weight": torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(data.InputError, match=re.escape(str(tmp_path))):
+        run(TINY, splits, tmp_path / name)
+    assert (tmp_path / "text.pt").read_text() == "text" and (tmp_path / "folder.pt").is_dir()
+    assert "stem.weight" in torch.load(tmp_path / "weights.pt", weights_only=True)
+
+
+def test_a_state_that_was_left_behind_by_a_finished_run_is_removed(splits, tmp_path):
+    path = run(TINY, splits, tmp_path / "a.pt")
+    (tmp_path / "a.resume").write_bytes(path.read_bytes())  # killed before it removed it
+    run(TINY, splits, path)
+    assert not (tmp_path / "a.resume").exists()
+
 
 
 KILLED = """
@@ -393,6 +431,40 @@ def test_a_full_disk_ends_with_one_line_and_leaves_the_older_checkpoint(splits, 
     assert state["step"] == 4
     assert not list((tmp_path / "run").glob("*.tmp"))
     assert train.main(arguments) == 0  # with room again it goes on
+
+
+def test_a_log_that_cannot_be_written_ends_with_one_line(splits, tmp_path):
+    with mock.patch.object(train.json, "dumps", side_effect=["the meta data", OSError("full")]):
+        with pytest.raises(data.InputError, match="a.jsonl: not written .full.; make room"):
+            run(TINY, splits, tmp_path / "a.pt")
+
+
+def test_validation_images_of_other_classes_are_an_error(splits, tmp_path, capsys):
+    write_images(splits.labeled, tmp_path / "images")
+    write_images(splits.labeled, tmp_path / "val")
+    (tmp_path / "val" / "9").rename(tmp_path / "val" / "nine")
+    assert train.main(["--labeled", str(tmp_path / "images"), "--val", str(tmp_path / "val"),
+                       "--arch", "0.25x0.34", "--out", str(tmp_path / "a.pt")]) == 2
+    assert "nine" in capsys.readouterr().err and not (tmp_path / "a.pt").exists()
+
+
+def test_an_architecture_brings_its_recipe_and_flags_change_it(splits, tmp_path):
+    write_images(splits.labeled, tmp_path / "images")
+    with mock.patch.object(train, "train") as started:
+        assert train.main(["--labeled", str(tmp_path / "images"), "--arch", "b2", "--epochs", "9",
+                           "--device", "cpu", "--out", str(tmp_path / "a.pt")]) == 0
+    assert started.call_args.args[0] == dataclasses.replace(train.recipe("b2"), epochs=9.0)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("image_size", 0), ("batch_size", -1), ("dropout", 1.0), ("survival_prob", 0.0),
+    ("epochs", math.nan), ("epochs", math.inf), ("learning_rate", -1.0), ("momentum", 1.0),
+    ("weight_decay", math.nan), ("ema_decay", 1.5), ("rand_augment_magnitude", -5.0), ("seed", -1),
+    ("unlabeled_ratio", -1), ("frozen_stages", 8), ("label_smoothing", 1.1), ("schedule", "step"),
+])
+def test_a_value_out_of_range_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(TINY, **{field: value})
 
 
 # ------------------------------------------------------------------ starting from other weights
