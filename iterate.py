@@ -49,6 +49,15 @@ class Generation:
     # Pixels of the fine-tuning after the training, train.resolution_fix; None: there is none.
     fixed_resolution: int | None = None
 
+    def __post_init__(self):
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be 0 to 1, not {self.threshold}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be more than 0, not {self.temperature}")
+        for name in ("per_class", "fixed_resolution"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+
 
 # What the small plans change, and why: a few hundred or thousand labels are seen hundreds of times
 # in minutes instead of days, so Adam's step replaces RMSProp's (which needs a warm-up of many
@@ -166,11 +175,17 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
             name=name, **common, **options,
         )
 
+    def fix_resolution(checkpoint: Path, config: TrainConfig, size: int | None, name: str) -> Path:
+        if size is None:
+            return checkpoint
+        fixed = train.resolution_fix(config, size)
+        return learn(fixed, f"{name}, {size} px", start=checkpoint)
+
     for number, generation in enumerate(generations):
         config, name = generation.config, generation.name
         row = {"name": name, "arch": config.arch, "unlabeled": None, "pseudo_label_top1": None}
         if number == 0:  # Algorithm 1, step 1
-            alone[config.arch] = checkpoint = learn(replace(config, unlabeled_ratio=0), name)
+            checkpoint = learn(replace(config, unlabeled_ratio=0), name)
         else:
             # Steps 2 and 4: the last model is the teacher.
             # paper: B0 chooses the images once, later teachers only label them again (that is
@@ -199,14 +214,15 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
                 finetuned = replace(config, unlabeled_ratio=0, warmup_epochs=0.0,
                                     learning_rate=config.learning_rate / 10)
                 checkpoint = learn(finetuned, name, start=pretrained)
-        if generation.fixed_resolution:
-            checkpoint = learn(train.resolution_fix(config, generation.fixed_resolution),
-                               f"{name}, {generation.fixed_resolution} px", start=checkpoint)
-        if labels_only and config.arch not in alone:
-            alone[config.arch] = learn(
-                replace(generations[0].config, arch=config.arch, unlabeled_ratio=0),
-                f"labels only, {config.arch}",
-            )
+        checkpoint = fix_resolution(checkpoint, config, generation.fixed_resolution, name)
+        if number == 0:
+            alone[config.arch] = checkpoint
+        elif labels_only and config.arch not in alone:
+            settings = replace(generations[0].config, arch=config.arch, dropout=config.dropout,
+                               image_size=config.image_size, unlabeled_ratio=0)
+            title = f"labels only, {config.arch}"
+            alone[config.arch] = fix_resolution(learn(settings, title), settings,
+                                                generation.fixed_resolution, title)
         checkpoints.append(checkpoint)
         rows.append(row)
 
@@ -250,11 +266,12 @@ def read_splits(arguments: argparse.Namespace, plan: str, image_size: int) -> Sp
         with_what = "the demo's images" if source == "demo" else f"--{source}"
         raise InputError(f"--{unread[0].replace('_', '-')} does not go with {with_what}: leave it "
                          "out, or give --labeled, --unlabeled and --test")
+    val_per_class = 50 if arguments.val_per_class is None else arguments.val_per_class
     if arguments.train:
         if not arguments.test or arguments.labels_per_class is None:
             raise InputError("--train needs --test DIR and --labels-per-class N")
         return data.split_folder(arguments.train, arguments.test, arguments.labels_per_class,
-                                 arguments.val_per_class or 50, image_size)
+                                 val_per_class, image_size)
     if arguments.labeled:
         if not arguments.test or not arguments.unlabeled:
             raise InputError("--labeled needs --unlabeled DIR and --test DIR")
@@ -263,7 +280,7 @@ def read_splits(arguments: argparse.Namespace, plan: str, image_size: int) -> Sp
     if arguments.dataset:
         return data.torchvision_splits(
             arguments.dataset, arguments.root, arguments.labels_per_class,
-            arguments.val_per_class or 50, image_size=image_size, seed=arguments.seed,
+            val_per_class, image_size=image_size, seed=arguments.seed,
         )
     if plan == "demo":
         sizes = {"labels_per_class": arguments.labels_per_class,
@@ -316,12 +333,17 @@ def plan_for(folder: str) -> str:
 def claim_directory(out: Path, config: dict) -> None:
     """Make the run directory, or check that it belongs to this very run."""
     path = out / "config.json"
-    if path.exists():
-        if json.loads(path.read_text()) != json.loads(json.dumps(config)):
-            raise InputError(f"{out} holds a run with other settings: choose another --out")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    data.write_json(path, config)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            data.write_json(path, config)
+        same = json.loads(path.read_text()) == json.loads(json.dumps(config))
+    except OSError as error:
+        raise InputError(f"{out}: no place for a run ({error}); choose another --out") from None
+    except ValueError:
+        raise InputError(f"{path} is damaged: remove it, or choose another --out") from None
+    if not same:
+        raise InputError(f"{out} holds a run with other settings: choose another --out")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -376,7 +398,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--robustness", action=argparse.BooleanOptionalAction, default=True,
         help="corrupt, move and attack the test images, if they are 32x32 (sections 3.3 and 3.4)")
     add("--allow-smaller-student", action="store_true", help="against the paper's advice")
-    train.add_config_flags(parser, skip=("arch", "seed", "joint"))
+    train.add_config_flags(parser, "those of the plan", skip=("arch", "seed", "joint"))
     arguments = parser.parse_args(argv)
     try:
         return run(arguments)
@@ -386,6 +408,23 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\niterate.py: interrupted; the same command continues", file=sys.stderr)
         return 130
+
+
+def check_run(generations: tuple[Generation, ...], splits: Splits, from_teacher: bool) -> None:
+    """InputError, before anything is written, for what would stop the loop in the middle."""
+    configs = [generation.config for generation in generations]
+    for teacher, student in zip(configs, configs[1:], strict=False):
+        if from_teacher and (teacher.arch, teacher.small_images) != (
+                student.arch, student.small_images):
+            raise InputError(f"--from-teacher: a {student.arch} cannot start from the weights of a "
+                             f"{teacher.arch}; give one --arch for all generations")
+    if splits.labeled.pixels is not None:
+        size = splits.labeled.pixels.shape[-1]
+        sizes = [config.image_size for config in configs]
+        sizes += [generation.fixed_resolution or size for generation in generations]
+        if set(sizes) != {size}:
+            raise InputError(f"these images are {size} pixels large in memory: --image-size and "
+                             f"--fixed-resolution cannot be {max(sizes)} here")
 
 
 def describe_images(splits: Splits, out: Path, device: torch.device) -> None:
@@ -408,12 +447,21 @@ def run(arguments: argparse.Namespace) -> int:
     """What main() does once the command line is read."""
     own_images = arguments.labeled or arguments.train
     plan = arguments.plan or ("demo" if own_images is None else plan_for(own_images))
+    if arguments.dataset == "svhn" and arguments.flip is None:
+        arguments.flip = False  # as the authors: a mirrored digit is none
     try:
         generations = choose_generations(arguments, plan)
         device = devices.choose(arguments.device)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if arguments.workers < 0:
+        raise InputError(f"--workers {arguments.workers}: give 0 or more")
+    if arguments.dataset and devices.rank() > 0:
+        devices.wait_for_all()  # one process downloads
     splits = read_splits(arguments, plan, generations[0].config.image_size)
+    if arguments.dataset and devices.rank() == 0:
+        devices.wait_for_all()
+    check_run(generations, splits, arguments.from_teacher)
     if not arguments.allow_smaller_student:
         check_sizes(generations, len(splits.labeled.classes))
     out = Path(arguments.out or f"runs/{plan}")

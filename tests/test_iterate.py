@@ -164,6 +164,33 @@ def test_every_generation_may_be_fine_tuned_at_a_larger_resolution(small_picture
     assert settings["image_size"] == 72
 
 
+def test_labels_alone_get_the_same_fine_tuning(small_pictures, tmp_path):
+    pictures = [flag for flag in small_pictures if flag != "--no-labels-only"]
+    pictures[pictures.index("--arch") + 2] = "0.25x0.6"
+    assert iterate.main([*pictures, "--device", "cpu", "--image-size", "66", "--epochs", "1",
+                         "--fixed-resolution", "72", "--out", str(tmp_path / "r")]) == 0
+    alone, _ = pseudo_label.load_teacher(tmp_path / "r" / "labels-only-0.25x0.6-72-px.pt",
+                                         torch.device("cpu"))
+    splits = data.split_folder(pictures[1], pictures[3], 4, 2, 72)
+    assert report(tmp_path / "r")["generations"][1]["labels_only_test_top1"] == train.top1(
+        alone, splits.test, 72)
+
+
+def test_digits_of_svhn_are_not_mirrored_unless_asked_for(monkeypatch, tmp_path):
+    seen = []
+
+    def stop(generations, *_, **__):
+        seen.append(generations[0].config.flip)
+        raise data.InputError("far enough")
+
+    monkeypatch.setattr(data, "torchvision_splits", lambda *_, **__: data.demo(0, 2, 20, 1, 1))
+    monkeypatch.setattr(iterate, "iterate", stop)
+    for more in ([], ["--flip"]):
+        arguments = ["--dataset", "svhn", "--plan", "cifar10-cpu", *more]
+        assert iterate.main([*arguments, "--out", str(tmp_path / f"run{len(seen)}")]) == 2
+    assert seen == [False, True]
+
+
 def test_generations_of_the_paper_are_those_of_table_7():
     plan = iterate.PLANS["paper"]
     assert [generation.config.arch for generation in plan] == ["b7", "l2", "l2", "l2"]
@@ -261,6 +288,12 @@ def broken_label(folders):
     (folders / "labeled" / "dark" / "broken.png").write_bytes(b"x")
 
 
+def one_level_too_high(folders):
+    (folders / "labeled").rename(folders / "all")
+    (folders / "labeled").mkdir()
+    (folders / "all").rename(folders / "labeled" / "labeled")
+
+
 @pytest.mark.parametrize(("prepare", "more", "expected"), [
     (None, ["--labeled", "nowhere"], "nowhere"),
     (empty_class, [], "empty"),
@@ -270,6 +303,18 @@ def broken_label(folders):
     (None, ["--arch", "b99"], "b99"),
     (None, ["--labels-per-class", "2"], "--labels-per-class does not go with --labeled"),
     (None, ["--val-per-class", "6"], "class bright: 0 labelled and 6 validation"),
+    (one_level_too_high, [], "only one class folder, labeled"),
+    (None, ["--dropout", "2"], "dropout must be 0 to"),
+    (None, ["--survival-prob", "0"], "survival_prob must be more than 0"),
+    (None, ["--epochs", "nan"], "epochs must be more than 0"),
+    (None, ["--seed", "-1"], "seed must be 0 to"),
+    (None, ["--unlabeled-ratio", "-1"], "unlabeled_ratio must be 0 to"),
+    (None, ["--threshold", "2"], "threshold must be 0 to 1"),
+    (None, ["--temperature", "0"], "temperature must be more than 0"),
+    (None, ["--per-class", "0"], "per_class must be 1 or more"),
+    (None, ["--workers", "-1"], "--workers -1"),
+    (None, ["--fixed-resolution", "48"], "--fixed-resolution cannot be 48"),
+    (None, ["--arch", "0.25x0.34", "0.5x0.34", "--from-teacher"], "--from-teacher: a 0.5x0.34"),
 ])
 def test_wrong_input_ends_with_one_clear_line(prepare, more, expected, folders, capsys):
     if prepare:
@@ -278,6 +323,16 @@ def test_wrong_input_ends_with_one_clear_line(prepare, more, expected, folders, 
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert expected in error and error.startswith("iterate.py: ")
     assert not (folders / "out").exists()  # nothing half-written
+
+
+@pytest.mark.parametrize("damage", ["a file in the place", "a damaged config.json"])
+def test_a_place_that_cannot_hold_a_run_is_an_error_and_stays_as_it_is(damage, tmp_path, capsys):
+    out = tmp_path / "out"
+    kept = out if damage == "a file in the place" else out / "config.json"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("{")
+    assert iterate.main([*SHORT, "--out", str(out)]) == 2
+    assert str(out) in capsys.readouterr().err and kept.read_text() == "{"
 
 
 def test_a_forgotten_labeled_folder_does_not_start_the_demo(tmp_path, capsys):
