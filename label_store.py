@@ -153,13 +153,16 @@ def fill(folder: Path, step: str, total: int, batch_size: int, shard: tuple[int,
     size = batch_size * min(max(total // (100 * batch_size), 1), 100)
     bounds = [*range(0, max(total - size, 0) + 1, size), total]  # the last one takes the rest, too
     marks = [folder / "progress" / f"{step}-{chunk:06}" for chunk in range(len(bounds) - 1)]
-    for chunk in tqdm(range(shard[0], len(marks), shard[1]), f"{progress}, {step}", unit="chunk",
-                      disable=progress is None or devices.rank() > 0):
-        if not marks[chunk].exists() and not complete.exists():
-            first, last = bounds[chunk: chunk + 2]
-            for array, rows in make(first, last).items():
-                write_rows(folder / f"{array}.npy", rows, first, total)
-            data.write_atomically(marks[chunk], lambda file: None)
+    parts = [(marks[chunk], *bounds[chunk: chunk + 2])
+             for chunk in range(shard[0], len(marks), shard[1])]
+    with tqdm(desc=f"{progress}, {step}", total=sum(last - first for _, first, last in parts),
+              unit=" images", disable=progress is None or devices.rank() > 0) as bar:
+        for mark, first, last in parts:
+            if not mark.exists() and not complete.exists():
+                for array, rows in make(first, last).items():
+                    write_rows(folder / f"{array}.npy", rows, first, total)
+                data.write_atomically(mark, lambda file: None)
+            bar.update(last - first)
     devices.wait_for_all()
     missing = {chunk % shard[1] for chunk, mark in enumerate(marks) if not mark.exists()}
     if not missing or complete.exists():

@@ -125,7 +125,7 @@ RANGES = {
     "labeled_images": (1, 10 * LARGEST), "unlabeled_ratio": (0, LARGEST), "seed": (0, 2**63),
     "dropout": (0, 0.999), "survival_prob": (0, 1), "rand_augment_operations": (0, 100),
     "rand_augment_magnitude": (0, 100), "frozen_stages": (0, len(model.STAGES)),
-    "label_smoothing": (0, 1), "learning_rate": (0, 1e38), "warmup_epochs": (0, LARGEST),
+    "label_smoothing": (0, 1), "learning_rate": (0, 1e30), "warmup_epochs": (0, LARGEST),
     "momentum": (0, 0.9999), "weight_decay": (0, LARGEST), "ema_decay": (0, 0.999999),
 }
 CHOICES = {

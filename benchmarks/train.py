@@ -178,8 +178,7 @@ def main() -> None:
         return
     in_memory("b0 at 32x32, 32 labelled and 96 pseudo-labelled images",
               replace(iterate.SMALL, arch="b0", batch_size=32, unlabeled_ratio=3, **rms), 20, 6)
-    in_memory("the demo's student (0.35x0.5)",
-              replace(iterate.DEMO, arch="0.35x0.5", **rms), 60, 10)
+    in_memory("the demo's last student, as in its plan", iterate.PLANS["demo"][-1].config, 60, 10)
     with tempfile.TemporaryDirectory() as folder:
         write_jpegs(Path(folder), 26 * 16)
         files = data.read_folder(folder, 224)

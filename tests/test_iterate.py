@@ -130,7 +130,8 @@ def test_two_processes_of_torchrun_write_one_report(small_pictures, tmp_path):
 
 def test_the_loop_runs_on_xla_from_the_command_line(small_pictures, tmp_path):
     pytest.importorskip("torch_xla")
-    arguments = [*small_pictures, "--device", "xla", "--out", str(tmp_path / "r")]
+    arguments = [*small_pictures, "--arch", "0.1x0.1", "0.1x0.1", "--device", "xla",
+                 "--out", str(tmp_path / "r")]
     result = start(arguments, PJRT_DEVICE="CPU")
     assert result.returncode == 0, result.stderr[-3000:]
     rows = report(tmp_path / "r")["generations"]
