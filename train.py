@@ -119,6 +119,7 @@ class TrainConfig:
         return max(1, round(self.epochs * self.steps_per_epoch))
 
 
+# Smallest and largest value of each number; what is outside is a slip of the hand.
 LARGEST = 10**9
 RANGES = {
     "image_size": (1, 10_000), "batch_size": (1, LARGEST), "accumulation_steps": (1, LARGEST),
