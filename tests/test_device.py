@@ -59,8 +59,8 @@ import torch, data, model, pseudo_label, test_train, train
 if {fixed_statistics}:  # BatchNorm in evaluation mode, everything still trained
     model.EfficientNet.frozen_layers = lambda network: [network]
 config = dataclasses.replace(
-    test_train.TINY, dropout=0.0, survival_prob=1.0, epochs=2, optimizer="rmsprop",
-    accumulation_steps={parts},
+    test_train.TINY, arch="0.1x0.1", dropout=0.0, survival_prob=1.0, epochs=2,
+    optimizer="rmsprop", accumulation_steps={parts},
 )
 splits = data.demo(0, labels_per_class=2, unlabeled=60, val_per_class=2, test_per_class=2)
 path = test_train.run(config, splits, {out!r}, device=chosen)
