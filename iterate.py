@@ -76,7 +76,7 @@ DEMO = replace(DEMO_TEACHER, rand_augment_operations=1, learning_rate=0.06, epoc
 CIFAR_CPU_TEACHER = replace(DEMO_TEACHER, arch="0.5x0.5", ema_decay=0.99, epochs=60,
                             evaluate_epochs=5)
 CIFAR_CPU = replace(
-    CIFAR_CPU_TEACHER, rand_augment_operations=1, unlabeled_ratio=3, epochs=50
+    CIFAR_CPU_TEACHER, rand_augment_operations=1, unlabeled_ratio=3, epochs=75
 )
 OWN = replace(
     SMALL, arch="b0", image_size=224, dropout=0.2, batch_size=64, unlabeled_ratio=3,
