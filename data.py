@@ -72,6 +72,12 @@ def write_json(path: str | Path, contents: dict) -> None:
     write_atomically(path, lambda file: file.write(text))
 
 
+def first_names(files: Sequence[str]) -> str:
+    """The first three names, for a message; bytes that are not UTF-8 come as escapes."""
+    names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+    return names.encode(errors="backslashreplace").decode()
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """N images with their labels; either `pixels` or `files` holds the images."""
@@ -442,7 +448,14 @@ def torchvision_splits(name: str, root: str | Path, labels_per_class: int | None
     labeled, pool, validation = split_classes(classes, labels_per_class, val_per_class)
     test, *extra = [list(zip(*arrays(part), strict=True)) for part in others]
     pool = sum(extra, start=pool)
-    return read_splits(labeled, pool, validation, test, names, image_size or images.shape[1])
+    size, count = image_size or images.shape[1], sum(map(len, (labeled, pool, validation, test)))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
+    needed = 2 * count * 3 * size**2  # a list of arrays, and then one
+    if size > images.shape[1] and needed > memory:
+        raise InputError(f"{name}: to enlarge {count:,} images to {size} pixels takes "
+                         f"{needed / 1e9:.0f} GB of memory; leave out --image-size, or give "
+                         f"{images.shape[1]}")
+    return read_splits(labeled, pool, validation, test, names, size)
 
 
 def arrays(dataset: object) -> tuple[np.ndarray, np.ndarray]:

@@ -293,6 +293,8 @@ def measure(model: Model, suite: str, part: str, classes: Sequence[str], options
     """
     batches, labels, frames = archives.read_part(suite, part, classes, **source)
     if suite == "quick":
+        if len(labels) < 5:
+            raise InputError(f"{source['root']}: {len(labels)} images; the quick suite needs five")
         return quick_suite(model, torch.cat([*batches]), labels, progress="quick")
     if suite in ("fgsm", "pgd"):
         if suite == "fgsm":
@@ -343,6 +345,9 @@ def run(args: argparse.Namespace) -> dict:
         device = devices.choose(args.device)
     except ValueError as error:
         raise InputError(str(error)) from None
+    for name in ("steps", "batch_size", "image_size"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
     classes = known["classes"] or IMAGENET["wnids"]
     needed = 10 if args.suite.startswith("cifar10") else 1000
     if "-" in args.suite and len(classes) != needed:
@@ -358,12 +363,15 @@ def run(args: argparse.Namespace) -> dict:
         try:
             results = json.loads(args.out.read_text())
             different = [key for key in settings if results["settings"][key] != settings[key]]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{args.out}: not a result file; name another --out") from None
         if different:
             raise InputError(f"{args.out}: is of another {different[0]}; name another --out")
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{args.out.parent}: not made ({error}); name another --out") from None
     model = from_pixels(network, device)
     wanted, parts = PARTS[args.suite], results["parts"]
     if args.suite in ("fgsm", "pgd") and args.epsilon:

@@ -7,7 +7,7 @@
         teacher       <- student
 
     python iterate.py                                      built-in images, a few minutes on a CPU
-    python iterate.py --plan cifar10                       CIFAR-10 with 4,000 labels, on a GPU
+    python iterate.py --dataset cifar10 --labels-per-class 400    4,000 labels, on a GPU
     python iterate.py --labeled DIR --unlabeled DIR --test DIR --arch b0
     python iterate.py --train DIR --labels-per-class 400 --val-per-class 500 --test DIR
 
@@ -50,13 +50,16 @@ class Generation:
     fixed_resolution: int | None = None
 
     def __post_init__(self):
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be 0 to 1, not {self.threshold}")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold must be 0 or more and below 1, not {self.threshold}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature must be more than 0, not {self.temperature}")
         for name in ("per_class", "fixed_resolution"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.fixed_resolution and self.fixed_resolution < self.config.image_size:
+            raise ValueError(f"fixed_resolution {self.fixed_resolution} must not be smaller than "
+                             f"image_size {self.config.image_size}")
 
 
 # What the small plans change, and why: a few hundred or thousand labels are seen hundreds of times
@@ -66,7 +69,7 @@ SMALL = TrainConfig(
     image_size=32, rand_augment_magnitude=5, optimizer="adamw", weight_decay=0.02,
     schedule="cosine",
 )
-DEMO_TEACHER = replace(  # as the authors' B0: crops and flips, no RandAugment
+DEMO_TEACHER = replace(  # as the authors' B0: no RandAugment; crops, flips and Cutout stay
     SMALL, arch="0.25x0.5", rand_augment_operations=0, dropout=0.2, batch_size=64,
     unlabeled_ratio=2, learning_rate=0.04, ema_decay=0.98, epochs=100, evaluate_epochs=20,
 )
@@ -305,8 +308,8 @@ def choose_generations(arguments: argparse.Namespace, plan: str) -> tuple[Genera
     for number, arch in enumerate(archs):
         generation = generations[min(number, len(generations) - 1)]
         config, own = generation.config, {"arch": arch}
-        if arguments.arch and plan == "paper":
-            config = train.recipe(arch)
+        if plan == "paper" and arch != config.arch:  # 800 pixels are L2's
+            config, generation = train.recipe(arch), replace(generation, fixed_resolution=None)
         elif arguments.arch and arch in model.SCALING:
             own["dropout"] = model.SCALING[arch].dropout
             if plan == "own":
@@ -353,7 +356,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--plan", choices=tuple(PLANS), help="generations and their training (default: demo; for "
-        "your images own, or cifar10 up to 64 pixels)")
+        "other images own, or cifar10 up to 64 pixels)")
     add("--out", metavar="DIR", help="run directory (default: runs/PLAN); continued if it exists")
     add("--device", default="auto", choices=devices.NAMES)
     add("--workers", type=int, default=2, help="processes that decode images")
@@ -386,9 +389,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--noise", action=argparse.BooleanOptionalAction, default=True,
         help="noise the unlabelled images of the students (table 6)")
     add("--noised-teacher", action="store_true",
-        help="label with the noise of the teacher's training (table 6)")
+        help="label with the RandAugment, dropout and stochastic depth of the teacher's training "
+             "(table 6)")
     add("--fixed-resolution", type=int, metavar="PIXELS",
-        help="fine-tune every generation at this larger size (section 3.1)")
+        help="fine-tune each generation at this larger size (default: in --plan paper L2 at 800)")
     add("--joint", action=argparse.BooleanOptionalAction, default=True,
         help="both losses at once, not pseudo labels first and labels then (finding 6)")
     add("--from-teacher", action="store_true",
@@ -413,6 +417,8 @@ def main(argv: list[str] | None = None) -> int:
 def check_run(generations: tuple[Generation, ...], splits: Splits, from_teacher: bool) -> None:
     """InputError, before anything is written, for what would stop the loop in the middle."""
     configs = [generation.config for generation in generations]
+    for config in configs:
+        train.check_batch(replace(config, unlabeled_ratio=0))  # the teacher's, and labels alone
     for teacher, student in zip(configs, configs[1:], strict=False):
         if from_teacher and (teacher.arch, teacher.small_images) != (
                 student.arch, student.small_images):
@@ -422,9 +428,9 @@ def check_run(generations: tuple[Generation, ...], splits: Splits, from_teacher:
         size = splits.labeled.pixels.shape[-1]
         sizes = [config.image_size for config in configs]
         sizes += [generation.fixed_resolution or size for generation in generations]
-        if set(sizes) != {size}:
+        if other := set(sizes) - {size}:
             raise InputError(f"these images are {size} pixels large in memory: --image-size and "
-                             f"--fixed-resolution cannot be {max(sizes)} here")
+                             f"--fixed-resolution cannot be {other.pop()} here")
 
 
 def describe_images(splits: Splits, out: Path, device: torch.device) -> None:
@@ -435,18 +441,21 @@ def describe_images(splits: Splits, out: Path, device: torch.device) -> None:
     print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items())
           + f" images of {len(splits.labeled.classes)} classes, on {device}")
     print(f"{removed} unlabelled images equal to validation or test images removed, "
-          f"{len(skipped)} unreadable files skipped"
-          + (": " + ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-             if skipped else ""))
+          f"{len(skipped)} unreadable files skipped" + (": " if skipped else "")
+          + data.first_names(skipped))
     if not (out / "log.jsonl").exists():
-        line = json.dumps({"name": "images", **sizes, **splits.notes})
-        (out / "log.jsonl").write_text(line + "\n")
+        line = json.dumps({"name": "images", **sizes, **splits.notes}) + "\n"
+        data.write_atomically(out / "log.jsonl", lambda file: file.write(line.encode()))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """What main() does once the command line is read."""
     own_images = arguments.labeled or arguments.train
     plan = arguments.plan or ("demo" if own_images is None else plan_for(own_images))
+    if arguments.dataset and not arguments.plan:
+        plan = "own" if arguments.dataset in ("stl10", "imagenette") else "cifar10"
+    if arguments.dataset == "stl10" and arguments.image_size is None:
+        arguments.image_size = 96  # as they are: its 113,000 images are held in memory
     if arguments.dataset == "svhn" and arguments.flip is None:
         arguments.flip = False  # as the authors: a mirrored digit is none
     try:

@@ -70,7 +70,7 @@ def pool_settings(pool: ImageSet) -> dict:
     if pool.pixels is not None:
         digest.update(pool.pixels.numpy())
     for first in range(0, len(pool.files), 2**16):
-        digest.update("\n".join(pool.files[first: first + 2**16]).encode() + b"\n")
+        digest.update(os.fsencode("\n".join(pool.files[first: first + 2**16])) + b"\n")
     return {"pool": digest.hexdigest(), "classes": list(pool.classes)}
 
 
@@ -87,8 +87,8 @@ def read_settings(path: Path, settings: dict) -> dict:
     known = json.loads(path.read_text())
     for key, value in settings.items():
         if (found := known["settings"].get(key)) != value:
-            raise InputError(f"{path} is of {key} {found!r:.70}, not {value!r:.70}: label again "
-                             "into another folder")
+            raise InputError(f"{path} is of {key} {found!r:.70}, not {value!r:.70}: give what it "
+                             "is of, or label again into another folder")
     return known
 
 
@@ -174,6 +174,7 @@ def fill(folder: Path, step: str, total: int, batch_size: int, shard: tuple[int,
 
 # ------------------------------------------------------------------ which images, and how many
 
+CHOOSING = "threshold", "per_class", "balance", "seed", "held_out"  # settings of the choice
 
 def write_selection(folder: Path, chosen: np.ndarray, total: int) -> None:
     """Store what `select` chose of `total` images: each one once, and the rows to train on."""
@@ -187,8 +188,7 @@ def selection_settings(folder: Path, pool: ImageSet) -> dict:
     """The settings by which complete labels of this pool were chosen, and their teacher."""
     read_labels(folder, pool_settings(pool))
     chosen_by = read_settings(folder / "labels.json", {})["settings"]
-    return {key: chosen_by[key] for key in ("threshold", "per_class", "balance", "seed")} | {
-        "images_of": chosen_by["teacher"]}
+    return {key: chosen_by[key] for key in CHOOSING} | {"images_of": chosen_by["teacher"]}
 
 
 def copy_selection(source: Path, folder: Path) -> None:
@@ -213,7 +213,7 @@ def complete(folder: Path, pool: ImageSet, settings: dict) -> None:
     if left_out:
         counts["left_out"] = len(left_out)
         tqdm.write(f"{len(left_out)} files left out, unreadable or equal to held-out images: "
-                   + ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else ""))
+                   + data.first_names(left_out))
     right = (label == truth[index])[truth[index] >= 0]
     per_class = {name: np.bincount(stage, minlength=len(pool.classes)).tolist()
                  for name, stage in stages.items()}

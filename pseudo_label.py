@@ -222,7 +222,8 @@ def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: in
 
     Args:
         noise: RandAugment of a noised teacher, for the ablation of table 6: see `predict`.
-        images_of: earlier labels of this pool; their images are labelled again, none are chosen.
+        images_of: earlier labels of this pool; their images are labelled again, none are chosen,
+            and threshold, per_class, balance, seed and held_out are those of the earlier choice.
         held_out: for a pool of files that nobody has opened yet, see `predict`: they are decoded
             in the first pass, and what must or can not be labelled is left out then, with a
             confidence of zero.
@@ -231,10 +232,17 @@ def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: in
     Raises InputError when no image is confident, or when `out` holds other labels.
     """
     out, shard = Path(out), shard or (devices.rank(), devices.world_size())
-    if per_class < 1 or temperature <= 0 or batch_size < 1 or not 0 <= shard[0] < shard[1]:
-        raise InputError(f"per_class {per_class}, temperature {temperature}, batch_size "
-                         f"{batch_size}, shard {shard[0]}/{shard[1]}: give at least 1, more than "
-                         "0, at least 1, and a part from 0/N to N-1/N")
+    for name, value, possible, wanted in (
+        ("per_class", per_class, per_class >= 1, "1 or more"),
+        ("temperature", temperature, 0 < temperature < float("inf"), "more than 0"),
+        ("threshold", threshold, 0 <= threshold < 1, "0 or more and below 1"),
+        ("seed", seed, seed >= 0, "0 or more"),
+        ("batch_size", batch_size, batch_size >= 1, "1 or more"),
+        ("workers", workers, workers >= 0, "0 or more"),
+        ("shard", f"{shard[0]}/{shard[1]}", 0 <= shard[0] < shard[1], "a part from 0/N to N-1/N"),
+    ):
+        if not possible:
+            raise InputError(f"{name} {value}: give {wanted}")
     settings = pool_settings(pool) | {
         "teacher": teacher_hash(network), "image_size": image_size, "batch_size": batch_size,
         "noise": noise and [noise.num_ops, noise.magnitude], "kind": kind,
@@ -301,8 +309,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--per-class", type=int, help="images of each class after balancing (default: the pool's "
         "size over the number of classes; the paper: 130,000)")
     add("--balance", action=argparse.BooleanOptionalAction, default=True)
-    add("--noised-teacher", action="store_true", help="label with the noise that the teacher was "
-        "trained with, for comparison: these labels are worse")
+    # paper: does not say which noise; here: the student's but for crops and flips, since the
+    # batches of a pool are centre-cropped.
+    add("--noised-teacher", action="store_true", help="label with the RandAugment, dropout and "
+        "stochastic depth of the teacher's training, for comparison: these labels are worse")
     add("--seed", type=int, default=0, help="of the duplicates, and of that noise")
     add("--images-of", metavar="DIR", help="label again the images of these earlier labels, as the "
         "paper does with each better teacher")
@@ -312,6 +322,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--workers", type=int, default=2, help="processes that decode images")
     arguments = vars(parser.parse_args(argv))
     try:
+        for name in label_store.CHOOSING:
+            if arguments["images_of"] and arguments[name] != parser.get_default(name):
+                raise InputError(f"--{name.replace('_', '-')} does not go with --images-of, whose "
+                                 "images are chosen already: leave it out")
         try:
             device = devices.choose(arguments.pop("device"))
         except ValueError as error:

@@ -58,7 +58,7 @@ class TrainConfig:
     survival_prob: float = 0.8  # of the last block; linear decay from 1
 
     # Noise on the images (section 2)
-    rand_augment_operations: int = 2  # 0: flips and crops only
+    rand_augment_operations: int = 2  # 0: crops and flips, and Cutout up to 64 pixels, alone
     rand_augment_magnitude: float = 27.0  # in tenths of AutoAugment's range
     flip: bool = True  # mirror images at random; digits should not be
 
@@ -91,7 +91,7 @@ class TrainConfig:
     ema_decay: float = 0.9999  # of the average of weights that is evaluated and that labels
     precision: str = "float32"  # bfloat16: autocast
     evaluate_epochs: float = 5.0  # between two evaluations on the validation set
-    seed: int = 0
+    seed: int = 0  # of the weights, the order of the images and the noise
 
     def __post_init__(self):
         model.scaling(self.arch)
@@ -167,6 +167,19 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
         unlabeled_ratio=0, learning_rate=config.learning_rate / 10, warmup_epochs=0.0,
         schedule="cosine", evaluate_epochs=1.5,
     )
+
+
+def check_batch(config: TrainConfig) -> None:
+    """InputError for a batch that the processes cannot share, or that BatchNorm cannot use."""
+    labeled, parts, world = config.batch_size, config.accumulation_steps, devices.world_size()
+    if labeled % (world * parts):
+        raise InputError(f"a batch of {labeled} labelled images cannot be shared by {world} "
+                         f"processes in {parts} parts: change --batch-size")
+    unlabeled, smallest_map = labeled * config.unlabeled_ratio, 8 if config.small_images else 32
+    images = (unlabeled + labeled * (config.joint or not unlabeled)) // parts
+    if images < 2 and config.image_size <= smallest_map:
+        raise InputError("BatchNorm needs two images or more at once: raise --batch-size, or lower "
+                         "--accumulation-steps")
 
 
 def build_model(config: TrainConfig, num_classes: int) -> model.EfficientNet:
@@ -509,9 +522,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
             f"{len(unlabeled)} images do not match {len(pseudo_targets)} pseudo labels"
         )
     parts = config.accumulation_steps
-    if config.batch_size % (world * parts):
-        raise InputError(f"a batch of {config.batch_size} labelled images cannot be shared by "
-                         f"{world} processes in {parts} parts: change --batch-size")
+    check_batch(config if unlabeled is not None else replace(config, unlabeled_ratio=0))
     config = replace(config, labeled_images=len(labeled))
     source = start and pseudo_label.load_teacher(start, torch.device("cpu"))[0]
     meta = json.dumps({"config": asdict(config), "classes": labeled.classes, "name": name,
@@ -677,13 +688,17 @@ def open_log(path: Path, name: str, first: int) -> Iterator[Callable[[dict], Non
     if devices.rank() > 0:
         yield lambda line: None
         return
-    trim_log(path, name, first)
+    try:
+        trim_log(path, name, first)
+        file = open(path, "a")
+    except OSError as error:
+        raise InputError(f"{path}: not written ({error}); choose another place") from None
     try:
         from torch.utils.tensorboard import SummaryWriter
         board = SummaryWriter(str(path.parent / "tensorboard" / name), purge_step=first)
     except ImportError:
         board = None
-    with open(path, "a") as file:
+    with file:
         def write(line: dict) -> None:
             try:
                 file.write(json.dumps({"name": name, **line}) + "\n")
@@ -765,7 +780,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--labeled", required=True, metavar="DIR", help="class folders of images")
     parser.add_argument("--val", metavar="DIR", help="class folders to choose the checkpoint by")
-    parser.add_argument("--unlabeled", metavar="DIR", help="the pool that was pseudo-labelled")
+    parser.add_argument("--unlabeled", metavar="DIR", help="the pool that was pseudo-labelled, by "
+                        "the same path")
     parser.add_argument("--pseudo-label-dir", metavar="DIR", help="what pseudo_label.py wrote")
     parser.add_argument("--out", required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument("--device", default="auto", choices=devices.NAMES)
@@ -791,7 +807,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.unlabeled:
             pool = data.read_pool(arguments.unlabeled, labeled.classes)
             labels = pseudo_label.read_labels(
-                arguments.pseudo_label_dir, pseudo_label.pool_settings(pool)
+                arguments.pseudo_label_dir,
+                pseudo_label.pool_settings(pool) | {"kind": config.pseudo_labels},
             )
             unlabeled = data.into_memory(pool.subset(torch.tensor(labels.index)),
                                          config.image_size)

@@ -313,6 +313,9 @@ def test_results_of_another_attack_are_not_continued(evaluate, checkpoints, tmp_
 def test_quick_from_the_command_line(evaluate, tmp_path):
     for number in range(10):
         save_image(tmp_path / "test" / f"class{number}" / "1.png", (40, 32), number)
+        if number == 3:
+            status, _, message = evaluate("quick", tmp_path / "test")
+            assert status == 2 and "4 images; the quick suite needs five" in message[0]
     status, results, _ = evaluate("quick", tmp_path / "test")
     assert status == 0 and results["summary"]["images"] == 10
 
@@ -333,6 +336,20 @@ def test_a_file_that_holds_no_results_is_not_overwritten(evaluate, tmp_path):
         status, _, message = evaluate("quick", tmp_path, "--out", out)
         assert status == 2 and "not a result file" in message[0]
         assert out.read_text() == content
+
+
+def test_a_place_that_cannot_hold_results_is_named(evaluate, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "folder", tmp_path / "file" / "below.json"):
+        status, _, message = evaluate("quick", tmp_path, "--out", out)
+        assert status == 2 and str(tmp_path) in message[0] and "name another --out" in message[0]
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--batch-size", "--image-size"])
+def test_numbers_below_one_are_refused(evaluate, tmp_path, flag):
+    status, _, message = evaluate("pgd", tmp_path, flag, 0)
+    assert status == 2 and f"{flag} 0: give 1 or more" in message[0]
 
 
 def test_checkpoints_that_do_not_fit(evaluate, checkpoints, tmp_path):

@@ -453,6 +453,18 @@ def test_cifar_is_split_by_seed_and_its_rest_is_the_pool(monkeypatch, tmp_path):
     assert images_of(other)["labeled"] != sets["labeled"]
 
 
+def test_published_images_are_enlarged_only_if_the_memory_is_enough(monkeypatch, tmp_path):
+    fake = fake_arrays(True, 32, "targets", 2, ["cat", "dog"])
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake)
+    size = 3 * 64 * 64 * 2 * 16  # of 16 images, as a list and as one array
+    monkeypatch.setattr(data.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, size))
+    assert data.torchvision_splits("cifar10", tmp_path, 2, 1, 64).test.pixels.shape[-1] == 64
+    size -= 1
+    with pytest.raises(data.InputError, match="leave out --image-size, or give 32"):
+        data.torchvision_splits("cifar10", tmp_path, 2, 1, 64)
+    data.torchvision_splits("cifar10", tmp_path, 2, 1)
+
+
 def test_svhn_takes_all_labels_and_its_extra_images_are_the_pool(monkeypatch, tmp_path):
     monkeypatch.setattr(torchvision.datasets, "SVHN", fake_arrays(False, 32, "labels", 10))
     splits = data.torchvision_splits("svhn", tmp_path, None, 1)

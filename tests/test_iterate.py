@@ -1,5 +1,6 @@
 """The loop of Algorithm 1 from the command line: what it reports, continues and refuses."""
 
+import functools
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ def test_the_run_directory_holds_everything(short_demo):
     names = {path.name for path in short_demo.iterdir()}
     assert {"config.json", "log.jsonl", "teacher.pt", "student-1.pt", "student-2.pt",
             "report.json", "report.png"} <= names
-    assert not [name for name in names if name.endswith((".tmp", ".resume"))]
+    assert not [name for name in names if name.endswith(".tmp")]
 
 
 def test_the_report_has_a_row_for_each_generation(short_demo):
@@ -80,6 +81,28 @@ def test_the_same_command_again_continues(short_demo, tmp_path, capsys):
     assert iterate.main([*SHORT, "--out", str(out)]) == 0
     assert (out / "student-1.pt").stat().st_mtime_ns == before
     assert report(out) == report(short_demo)
+
+
+def test_a_run_interrupted_in_the_middle_of_a_training_ends_as_one_that_was_not(
+        monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(train, "train", functools.partial(train.train, checkpoint_steps=2))
+    arguments = [*SHORT, "--batch-size", "10", "--no-robustness", "--no-labels-only"]
+    assert iterate.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    write, out = data.write_atomically, tmp_path / "run"
+
+    def interrupt(path, *rest):
+        write(path, *rest)
+        if Path(path).name == "student-1.resume":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(data, "write_atomically", interrupt)
+        assert iterate.main([*arguments, "--out", str(out)]) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert (out / "student-1.resume").exists() and not (out / "student-1.pt").exists()
+    assert iterate.main([*arguments, "--out", str(out)]) == 0
+    assert report(out) == report(tmp_path / "whole")
+    assert not list(out.glob("*.resume"))
 
 
 def test_a_run_directory_of_another_run_is_not_overwritten(short_demo, capsys):
@@ -199,6 +222,42 @@ def test_generations_of_the_paper_are_those_of_table_7():
     assert plan[1].threshold == 0.3 and plan[1].per_class == 130_000
 
 
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    """What the command line makes of its flags, before any image is read."""
+
+    def planned(*flags):
+        found = []
+
+        def stop(arguments, plan, image_size):
+            found.extend([iterate.choose_generations(arguments, plan), plan, image_size])
+            raise data.InputError("far enough")
+
+        monkeypatch.setattr(iterate, "read_splits", stop)
+        assert iterate.main([*flags, "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
+        return found
+
+    return planned
+
+
+def test_the_papers_models_by_name_are_the_papers_plan(planned):
+    assert planned("--plan", "paper", "--arch", "b7", "l2", "l2", "l2")[0] == iterate.PLANS["paper"]
+
+
+def test_other_models_in_the_papers_plan_bring_their_own_settings(planned):
+    generations, *_ = planned("--plan", "paper", "--arch", "b5")
+    assert [generation.config for generation in generations] == [train.recipe("b5")] * 4
+    assert {generation.fixed_resolution for generation in generations} == {None}
+
+
+@pytest.mark.parametrize(("dataset", "plan", "image_size"), [
+    ("cifar10", "cifar10", 32), ("svhn", "cifar10", 32), ("stl10", "own", 96),
+    ("imagenette", "own", 224),
+])
+def test_a_published_set_has_a_plan_that_fits_it(dataset, plan, image_size, planned):
+    assert planned("--dataset", dataset)[1:] == [plan, image_size]
+
+
 def test_students_of_every_plan_are_equal_or_larger():
     for plan in iterate.PLANS.values():
         sizes = iterate.check_sizes(plan, 1000)
@@ -242,7 +301,7 @@ def own(folders, *more, labeled="labeled", test="test"):
     return ["--plan", "cifar10-cpu", "--labeled", str(folders / labeled), "--unlabeled",
             str(folders / "pool"), "--test", str(folders / test), "--arch", "0.25x0.34", "--epochs",
             "2", "--batch-size", "4", "--per-class", "6", "--threshold", "0.1", "--device", "cpu",
-            "--workers", "0", "--out", str(folders / "out"), *more]
+            "--workers", "0", "--no-robustness", "--out", str(folders / "out"), *more]
 
 
 def test_own_folders_run_end_to_end_and_broken_pool_files_are_named(folders):
@@ -270,7 +329,9 @@ def test_the_steps_also_run_one_by_one(folders, capsys):
     arguments = [*flags, *pool, "--pseudo-label-dir", labels, "--out", student]
     assert train.main(arguments) == 0
     assert "loss_unlabeled" in (folders / "s.jsonl").read_text()
-    capsys.readouterr()
+    hard = ["--pseudo-labels", "hard", "--out", str(folders / "hard.pt")]
+    assert train.main([*arguments[:-2], *hard]) == 2
+    assert "is of kind 'soft', not 'hard'" in capsys.readouterr().err
     for image in sorted((folders / "pool").rglob("*.png"))[:3]:  # other images: stale labels
         image.unlink()
     assert train.main([*arguments[:-1], str(folders / "other.pt")]) == 2
@@ -310,11 +371,13 @@ def one_level_too_high(folders):
     (None, ["--epochs", "nan"], "epochs must be more than 0"),
     (None, ["--seed", "-1"], "seed must be 0 to"),
     (None, ["--unlabeled-ratio", "-1"], "unlabeled_ratio must be 0 to"),
-    (None, ["--threshold", "2"], "threshold must be 0 to 1"),
+    (None, ["--threshold", "2"], "threshold must be 0 or more and below 1"),
     (None, ["--temperature", "0"], "temperature must be more than 0"),
     (None, ["--per-class", "0"], "per_class must be 1 or more"),
     (None, ["--workers", "-1"], "--workers -1"),
     (None, ["--fixed-resolution", "48"], "--fixed-resolution cannot be 48"),
+    (None, ["--fixed-resolution", "24"], "fixed_resolution 24 must not be smaller"),
+    (None, ["--batch-size", "1"], "BatchNorm needs two images"),
     (None, ["--arch", "0.25x0.34", "0.5x0.34", "--from-teacher"], "--from-teacher: a 0.5x0.34"),
 ])
 def test_wrong_input_ends_with_one_clear_line(prepare, more, expected, folders, capsys):
@@ -343,7 +406,8 @@ def test_a_forgotten_labeled_folder_does_not_start_the_demo(tmp_path, capsys):
 
 
 def test_a_smaller_student_is_possible_when_asked_for(folders):
-    arguments = own(folders, "--arch", "0.25x0.5", "0.25x0.34", "--allow-smaller-student")
+    arguments = own(folders, "--arch", "0.25x0.5", "0.25x0.34", "--allow-smaller-student",
+                    "--no-labels-only")
     assert iterate.main(arguments) == 0
 
 

@@ -424,11 +424,14 @@ def test_a_teacher_that_answers_nan_is_an_error_that_names_the_image(tmp_path):
         label(teacher, small_pool(), tmp_path / "labels", image_size=8)
 
 
-@pytest.mark.parametrize("options", [{"per_class": 0}, {"temperature": 0.0}, {"batch_size": 0},
-                                     {"shard": (2, 2)}])
-def test_impossible_settings_are_refused(options, tmp_path):
-    with pytest.raises(data.InputError, match="give at least"):
-        label(Linear(), small_pool(), tmp_path / "labels", **{"image_size": 8} | options)
+@pytest.mark.parametrize(("name", "value"), [
+    ("per_class", 0), ("temperature", 0.0), ("temperature", float("nan")), ("threshold", 1.0),
+    ("threshold", float("nan")), ("seed", -1), ("batch_size", 0), ("workers", -1),
+    ("shard", (2, 2)),
+])
+def test_impossible_settings_are_refused(name, value, tmp_path):
+    with pytest.raises(data.InputError, match=f"{name} .*: give"):
+        label(Linear(), small_pool(), tmp_path / "labels", **{"image_size": 8, name: value})
     assert not (tmp_path / "labels").exists()
 
 
@@ -608,6 +611,25 @@ def test_broken_and_held_out_images_of_the_pool_are_never_chosen(command, pool, 
     (tmp_path / "held" / "001.png").write_bytes(b"no image")
     assert pseudo_label.main(arguments) == 2
     assert "001.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "value"), [
+    ("--threshold", ["0.5"]), ("--per-class", ["3"]), ("--seed", ["1"]), ("--no-balance", []),
+    ("--held-out", ["pool"]),
+])
+def test_images_that_are_chosen_already_are_not_chosen_anew(flag, value, command, tmp_path, capsys):
+    command = [text for text in command if text not in ("--threshold", "0.05")]
+    arguments = [*command, "--out", str(tmp_path / "labels"), "--images-of", str(tmp_path / "old")]
+    assert pseudo_label.main([*arguments, flag, *value]) == 2
+    named = f"{flag.replace('no-', '')} does not go with --images-of"
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "labels").exists()
+
+
+def test_names_of_files_need_not_be_utf8(command, tmp_path, capsys):
+    (tmp_path / "pool" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"cut off")
+    assert pseudo_label.main([*command, "--out", str(tmp_path / "labels")]) == 0
+    assert "caf\\udce9.png" in capsys.readouterr().out
 
 
 def test_the_noised_teacher_of_the_command_line_has_the_noise_of_its_training(command, tmp_path):

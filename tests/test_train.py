@@ -337,9 +337,10 @@ def test_a_teacher_is_not_taken_for_a_student_nor_for_one_of_other_pseudo_labels
 
 
 @pytest.mark.parametrize("name", ["folder.pt", "text.pt", "weights.pt", "text.pt/below.pt",
-                                  "a.resume", "a.jsonl"])
+                                  "a.resume", "a.jsonl", "log.pt"])
 def test_an_output_that_cannot_be_written_is_an_error_and_stays_as_it_is(name, splits, tmp_path):
     (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "log.jsonl").mkdir()
     (tmp_path / "text.pt").write_text("text")
     torch.save({"stem.weight": torch.zeros(1)}, tmp_path / "weights.pt")
     with pytest.raises(data.InputError, match=re.escape(str(tmp_path))):
@@ -465,6 +466,15 @@ def test_an_architecture_brings_its_recipe_and_flags_change_it(splits, tmp_path)
 def test_a_value_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=field):
         dataclasses.replace(TINY, **{field: value})
+
+
+@pytest.mark.parametrize("batch", [{"batch_size": 1}, {"batch_size": 4, "accumulation_steps": 4}])
+def test_one_image_alone_is_refused_where_batch_norm_cannot_use_it(batch, splits, tmp_path):
+    config = dataclasses.replace(TINY, **batch)
+    with pytest.raises(data.InputError, match="BatchNorm needs two images"):
+        run(config, splits, tmp_path / "a.pt", students=False)
+    assert not list(tmp_path.iterdir())
+    run(dataclasses.replace(config, epochs=0.2), splits, tmp_path / "a.pt")  # with two unlabelled
 
 
 # ------------------------------------------------------------------ starting from other weights
