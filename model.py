@@ -486,7 +486,7 @@ def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[Efficien
         else:
             weights, options = contents, {}
             if arch is None:
-                raise ValueError("released weights need --arch, such as b0")
+                raise ValueError("released weights; only a checkpoint of train.py names its model")
             known = {"arch": arch, "image_size": scaling(arch).resolution, "classes": None}
         num_classes = next(len(weights[key]) for key in CLASSIFIER_BIASES if key in weights)
         network = efficientnet(known["arch"], num_classes, **options)

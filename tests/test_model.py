@@ -315,7 +315,7 @@ def test_released_weights_are_read_from_both_formats(tmp_path):
         network, known = model.load_checkpoint(tmp_path / name, "b0")
         assert not network.training and known["image_size"] == 224 and known["classes"] is None
         torch.testing.assert_close(network(images), source(images), rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="need --arch"):
+    with pytest.raises(ValueError, match="names its model"):
         model.load_checkpoint(tmp_path / "b0.pth")
     with pytest.raises(ValueError, match="b0.pth cannot be read.*do not fit"):
         model.load_checkpoint(tmp_path / "b0.pth", "b1")
