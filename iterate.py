@@ -71,11 +71,11 @@ SMALL = TrainConfig(
 )
 DEMO_TEACHER = replace(  # as the authors' B0: no RandAugment; crops, flips and Cutout stay
     SMALL, arch="0.25x0.5", rand_augment_operations=0, dropout=0.2, batch_size=64,
-    unlabeled_ratio=2, learning_rate=0.04, ema_decay=0.98, epochs=100, evaluate_epochs=20,
+    unlabeled_ratio=2, learning_rate=0.04, ema_decay=0.98, epochs=600, evaluate_epochs=60,
 )
 # One operation an image: with two, the few hundred steps leave the student underfit. Teachers of a
 # minute are much less sure than they are right, so the plans for a CPU sharpen the pseudo labels.
-DEMO = replace(DEMO_TEACHER, rand_augment_operations=1, learning_rate=0.06, epochs=220)
+DEMO = replace(DEMO_TEACHER, rand_augment_operations=1, learning_rate=0.06)
 CIFAR_CPU_TEACHER = replace(DEMO_TEACHER, arch="0.5x0.5", ema_decay=0.99, epochs=60,
                             evaluate_epochs=5)
 CIFAR_CPU = replace(
@@ -163,12 +163,14 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         joint: False trains a student on the pseudo labels first and then on the labels (finding 6).
         from_teacher: a student starts from its teacher's weights, not from scratch (finding 8).
         noised_teacher: label with the noise of the teacher's training (table 6).
-        labels_only: also train each student's architecture on the labels alone, so that the gain
-            of the method and the gain of a larger model can be told apart.
+        labels_only: also train each student's architecture on the labels alone, as often as the
+            student sees them, so that the gain of the method, of a larger model and of a longer
+            training can be told apart.
         robustness: also run eval_robust.quick_suite on 32x32 test images.
         options: what else train.train takes: compiled, checkpoint_blocks.
     """
-    common, checkpoints, rows, alone = {"device": device, "workers": workers}, [], [], {}
+    common, checkpoints, rows = {"device": device, "workers": workers}, [], []
+    alone, alone_of = {}, []  # configuration -> checkpoint trained on labels alone; each student's
     fair_share = max(1, len(splits.unlabeled) // len(splits.labeled.classes))
 
     def learn(config: TrainConfig, name: str, *pseudo_labelled, start: Path | None = None) -> Path:
@@ -218,14 +220,18 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
                                     learning_rate=config.learning_rate / 10)
                 checkpoint = learn(finetuned, name, start=pretrained)
         checkpoint = fix_resolution(checkpoint, config, generation.fixed_resolution, name)
+        # As the teacher, but the student's model, and at least as many steps as the student has.
+        teachers = replace(generations[0].config, unlabeled_ratio=0)
+        settings = replace(teachers, arch=config.arch, dropout=config.dropout,
+                           image_size=config.image_size,
+                           epochs=max(teachers.epochs, config.epochs))
         if number == 0:
-            alone[config.arch] = checkpoint
-        elif labels_only and config.arch not in alone:
-            settings = replace(generations[0].config, arch=config.arch, dropout=config.dropout,
-                               image_size=config.image_size, unlabeled_ratio=0)
+            alone[teachers] = checkpoint
+        elif labels_only and settings not in alone:
             title = f"labels only, {config.arch}"
-            alone[config.arch] = fix_resolution(learn(settings, title), settings,
-                                                generation.fixed_resolution, title)
+            alone[settings] = fix_resolution(learn(settings, title), settings,
+                                             generation.fixed_resolution, title)
+        alone_of.append(alone.get(settings) if number else None)
         checkpoints.append(checkpoint)
         rows.append(row)
 
@@ -234,11 +240,10 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         network, known = pseudo_label.load_teacher(checkpoint, device)
         return train.top1(network, splits.test, known["image_size"], **common), network, known
 
-    for row, checkpoint in zip(rows, checkpoints, strict=True):
+    for row, checkpoint, without_pool in zip(rows, checkpoints, alone_of, strict=True):
         row["test_top1"], network, known = test(checkpoint)
         row["val_top1"], row["parameters"] = known["val_top1"], model.count_parameters(network)
-        is_student = row is not rows[0] and row["arch"] in alone
-        row["labels_only_test_top1"] = test(alone[row["arch"]])[0] if is_student else None
+        row["labels_only_test_top1"] = test(without_pool)[0] if without_pool else None
         row["robustness"] = None
         if robustness:
             kept = checkpoint.with_name(f"{checkpoint.stem}-robustness.json")
