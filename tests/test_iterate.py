@@ -1,5 +1,6 @@
 """The loop of Algorithm 1 from the command line: what it reports, continues and refuses."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -198,6 +199,21 @@ def test_labels_alone_get_the_same_fine_tuning(small_pictures, tmp_path):
     splits = data.split_folder(pictures[1], pictures[3], 4, 2, 72)
     assert report(tmp_path / "r")["generations"][1]["labels_only_test_top1"] == train.top1(
         alone, splits.test, 72)
+
+
+def test_labels_alone_get_the_teachers_settings_and_as_many_steps_as_the_student(tmp_path):
+    quick = dataclasses.replace(iterate.DEMO_TEACHER, batch_size=10, epochs=1.0)
+    generations = (
+        iterate.Generation("teacher", quick),
+        iterate.Generation("student 1", dataclasses.replace(
+            quick, epochs=2.0, rand_augment_operations=1), threshold=0.0, per_class=4),
+    )
+    splits = data.demo(0, labels_per_class=2, unlabeled=40, val_per_class=1, test_per_class=1)
+    iterate.iterate(generations, splits, tmp_path, torch.device("cpu"), robustness=False)
+    name = f"labels-only-{quick.arch}.pt"
+    _, alone = pseudo_label.load_teacher(tmp_path / name, torch.device("cpu"))
+    assert alone["config"] == dataclasses.asdict(
+        dataclasses.replace(quick, epochs=2.0, unlabeled_ratio=0, labeled_images=20))
 
 
 def test_digits_of_svhn_are_not_mirrored_unless_asked_for(monkeypatch, tmp_path):
