@@ -115,7 +115,7 @@ POOL_IMBALANCE = 8  # the demo pool's most frequent class has this many times th
 POOL_NO_CLASS = 0.3  # share of the pool that shows none of the classes
 
 
-def demo(seed: int = 0, labels_per_class: int = 10, unlabeled: int = 6_000,
+def demo(seed: int = 0, labels_per_class: int = 12, unlabeled: int = 6_000,
          val_per_class: int = 50, test_per_class: int = 200) -> Splits:
     """Ten classes of 32x32 pictures. The size of one set does not change the images of another.
 
