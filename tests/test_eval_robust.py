@@ -318,7 +318,7 @@ def test_attacks_equal_a_public_library(trained):
 @pytest.fixture(scope="module")
 def demo():
     """A small EfficientNet after 40 steps on the demo's labelled images, and 100 of them."""
-    images = data.demo(0, unlabeled=20, val_per_class=1, test_per_class=1).labeled
+    images = data.demo(0, 30, unlabeled=20, val_per_class=1, test_per_class=1).labeled
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = models.efficientnet("0.2x0.2", 10, dropout=0.0, survival_prob=1.0)
