@@ -11,8 +11,8 @@ help:  ## list what there is
 demo: $(VENV)/installed  ## run the whole loop on built-in images: python iterate.py
 	$(RUN) iterate.py
 
-test: $(VENV)/installed-dev  ## run the tests: pytest
-	$(RUN) -m pytest
+test: $(VENV)/installed-dev  ## run the tests: pytest, in two processes
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 style: $(VENV)/installed-dev  ## check the style: ruff check
 	$(RUN) -m ruff check .
