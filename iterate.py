@@ -62,8 +62,8 @@ class Generation:
                              f"image_size {self.config.image_size}")
 
 
-# What the small plans change, and why: a few hundred or thousand labels are seen hundreds of times
-# in minutes instead of days, so Adam's step replaces RMSProp's (which needs a warm-up of many
+# What the small plans change, and why: a hundred or a few thousand labels are seen hundreds of
+# times in minutes instead of days, so Adam's step replaces RMSProp's (which needs a warm-up of many
 # epochs), a cosine to zero the decay by 0.97, and the averages are over shorter spans.
 SMALL = TrainConfig(
     image_size=32, rand_augment_magnitude=5, optimizer="adamw", weight_decay=0.02,
@@ -73,8 +73,8 @@ DEMO_TEACHER = replace(  # as the authors' B0: no RandAugment; crops, flips and 
     SMALL, arch="0.25x0.5", rand_augment_operations=0, dropout=0.2, batch_size=64,
     unlabeled_ratio=2, learning_rate=0.04, ema_decay=0.98, epochs=500, evaluate_epochs=50,
 )
-# One operation an image: with two, the few hundred steps leave the student underfit. Teachers of a
-# minute are much less sure than they are right, so the plans for a CPU sharpen the pseudo labels.
+# One operation an image: with two, less than a thousand steps leave the student underfit. Teachers
+# of a minute are much less sure than they are right: the plans for a CPU sharpen the pseudo labels.
 DEMO = replace(DEMO_TEACHER, rand_augment_operations=1, learning_rate=0.06)
 CIFAR_CPU_TEACHER = replace(DEMO_TEACHER, arch="0.5x0.5", ema_decay=0.99, epochs=150,
                             evaluate_epochs=10)
