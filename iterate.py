@@ -330,8 +330,13 @@ def choose_generations(arguments: argparse.Namespace, plan: str) -> tuple[Genera
     return tuple(chosen)
 
 
-def plan_for(folder: str) -> str:
-    """The plan for a folder of class folders: by the size of its first image."""
+def default_plan(arguments: argparse.Namespace) -> str:
+    """The plan for images that come without one: by their size, of a folder's the first one's."""
+    folder = arguments.labeled or arguments.train
+    if arguments.dataset:
+        return "own" if arguments.dataset in ("stl10", "imagenette") else "cifar10"
+    if folder is None:
+        return "demo"
     first = next(file for files in data.list_classes(folder).values() for file in files)
     return "cifar10" if max(data.read_image(first).size) <= 64 else "own"
 
@@ -453,10 +458,7 @@ def describe_images(splits: Splits, out: Path, device: torch.device) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """What main() does once the command line is read."""
-    own_images = arguments.labeled or arguments.train
-    plan = arguments.plan or ("demo" if own_images is None else plan_for(own_images))
-    if arguments.dataset and not arguments.plan:
-        plan = "own" if arguments.dataset in ("stl10", "imagenette") else "cifar10"
+    plan = arguments.plan or default_plan(arguments)
     if arguments.dataset == "stl10" and arguments.image_size is None:
         arguments.image_size = 96  # as they are: its 113,000 images are held in memory
     if arguments.dataset == "svhn" and arguments.flip is None:
