@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
 
+from data import center_crop
+
 EMPTY = 128  # grey level of the pixels that a warp or Cutout leaves without content
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -519,23 +521,6 @@ def random_resized_crop(image: Image.Image, size: int,
             box = (left, top, left + crop_width, top + crop_height)
             return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return center_crop(image, size)  # nothing fits into a very long image
-
-
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The evaluation crop: the central square, bicubic to size x size.
-
-    Its side is size / (size + 32) of the image's short side, and all of it for sizes up to 64.
-    An image that has the size already comes back as it is.
-    """
-    if image.size == (size, size):
-        return image
-    width, height = image.size
-    side = min(width, height)
-    if size > 64:
-        side = int(side * size / (size + 32))
-    left, top = (width - side + 1) // 2, (height - side + 1) // 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 # --- The picture ---------------------------------------------------------------------------------

@@ -96,6 +96,12 @@ class ImageSet:
         files = tuple(self.files[i] for i in indices.tolist()) if self.files else ()
         return ImageSet(self.labels[indices], self.classes, pixels, files)
 
+    def read(self, index: int) -> Image.Image:
+        """One image; InputError if its file cannot be read."""
+        if self.pixels is None:
+            return read_image(self.files[index])
+        return Image.fromarray(self.pixels[index].permute(1, 2, 0).contiguous().numpy())
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:
@@ -371,13 +377,14 @@ def into_memory(images: ImageSet, image_size: int) -> ImageSet:
     return read_set(pairs, images.classes, image_size, in_memory=True)[0]
 
 
-def split_folder(train_dir: str | Path, test_dir: str | Path, labels_per_class: int,
-                 val_per_class: int, image_size: int) -> Splits:
+def split_folder(train_dir: str | Path, test_dir: str | Path, labels_per_class: int | None,
+                 val_per_class: int | None, image_size: int) -> Splits:
     """Split a fully labelled folder (<class>/<image>) as research does.
 
     Of the sorted file names of each class the first `labels_per_class` are the labelled set, the
-    last `val_per_class` the validation set, and the rest the pool, whose labels are kept so that
-    the pseudo labels can be measured. InputError where the folders do not allow it.
+    last `val_per_class` (None: a tenth, at least one) the validation set, and the rest the pool,
+    whose labels are kept so that the pseudo labels can be measured. InputError where the folders do
+    not allow it.
     """
     train = list_classes(train_dir)
     test = with_labels(list_classes(test_dir, train))
@@ -473,7 +480,7 @@ def arrays(dataset: object) -> tuple[np.ndarray, np.ndarray]:
 class BatchDecoder:
     """What a worker process of `read_batches` does for one numbered batch."""
 
-    files: tuple[str, ...]
+    images: ImageSet
     image_size: int
     seed: int
     crop: Crop | None
@@ -483,7 +490,7 @@ class BatchDecoder:
         number, batch = numbered_batch
         images = []
         for row, index in zip(self.rows or range(len(batch)), batch.tolist(), strict=True):
-            image = read_image(self.files[index])
+            image = self.images.read(index)
             if self.crop is None:
                 image = center_crop(image, self.image_size)
             else:
@@ -499,11 +506,12 @@ def read_batches(images: ImageSet, batches: Iterable[Tensor], image_size: int, t
                  first: int = 0, rows: Tensor | None = None) -> Iterator[Tensor]:
     """For each (B,) tensor of indices in `batches` the images: (B, 3, S, S) uint8, S = image_size.
 
-    Images in memory are looked up; InputError if they are not of that size. Files are decoded by
-    `workers` processes, each at most two batches ahead (so `batches` may be endless): for training
-    by `crop`, otherwise the central square. The random numbers of an image depend on the seed, the
-    number of its batch (they count from `first`, where a run resumes) and its row alone, hence not
-    on the number of workers. `rows` (B,) are the rows of batches that are parts of larger ones.
+    Files are decoded by `workers` processes, each at most two batches ahead (so `batches` may be
+    endless): for training by `crop`, without it to the central square. Images in memory are looked
+    up, or cropped likewise; InputError if they are not of that size. The random numbers of an image
+    depend on the seed, the number of its batch (they count from `first`, where a run resumes) and
+    its row alone, hence not on the number of workers. `rows` (B,) are the rows of batches that are
+    parts of larger ones.
     """
     if workers < 0:
         raise InputError(f"{workers} workers cannot be started: give 0 or more")
@@ -511,9 +519,10 @@ def read_batches(images: ImageSet, batches: Iterable[Tensor], image_size: int, t
         if images.pixels.shape[-1] != image_size:
             raise InputError(f"the images in memory have {images.pixels.shape[-1]} px, not the "
                              f"{image_size} px asked for; read the data at that size")
-        yield from (images.pixels[batch] for batch in batches)
-        return
-    decoder = BatchDecoder(images.files, image_size, seed, crop if train else None,
+        if crop is None or not train:
+            yield from (images.pixels[batch] for batch in batches)
+            return
+    decoder = BatchDecoder(images, image_size, seed, crop if train else None,
                            None if rows is None else tuple(rows.tolist()))
     yield from DataLoader(
         decoder, sampler=enumerate(batches, first), batch_size=None, num_workers=workers,

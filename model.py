@@ -317,7 +317,7 @@ class EfficientNet(nn.Module):
                 f"survival_prob must be in (0, 1] and dropout in [0, 1): got {survival_prob} and "
                 f"{dropout} (survival_prob is the probability to keep, dropout the one to drop)"
             )
-        self.depth, self.num_classes, self.dropout = depth, num_classes, dropout
+        self.depth, self.dropout = depth, dropout
         self.checkpoint_blocks = checkpoint_blocks
         self.frozen_stages = None  # how many of the first stages are fixed; None: nothing is
 

@@ -389,6 +389,7 @@ def read_training_images(images: ImageSet, selection: Tensor, rows: Tensor, batc
         stream: 0 for labelled images, 1 for pseudo-labelled ones: other random numbers.
     """
     seed = seed_of(config.seed, stream)
+    large = config.image_size > data.LARGEST_IN_MEMORY
 
     def indices() -> Iterator[Tensor]:
         batches = shuffled_batches(len(selection), batch_size, first, config.total_steps, seed)
@@ -397,7 +398,8 @@ def read_training_images(images: ImageSet, selection: Tensor, rows: Tensor, batc
     pixels = data.read_batches(
         images, indices(), config.image_size,
         train=config.augment_unlabeled if stream else config.augment_labeled,
-        seed=seed, first=first, workers=workers, crop=augment.random_resized_crop, rows=rows,
+        seed=seed, first=first, workers=workers, rows=rows,
+        crop=augment.random_resized_crop if large else None,  # augment_small has a crop of its own
     )
     return zip(indices(), pixels, strict=True)
 
@@ -415,7 +417,8 @@ def noise_images(images: Tensor, config: TrainConfig, labeled: int, step: int,
         rand_augment = augment.RandAugment(
             config.rand_augment_operations, config.rand_augment_magnitude
         )
-    noise = augment.augment_small if config.image_size <= 64 else augment.augment_large
+    large = config.image_size > data.LARGEST_IN_MEMORY
+    noise = augment.augment_large if large else augment.augment_small
     noised = slice(0 if config.augment_labeled else labeled,
                    len(images) if config.augment_unlabeled else labeled)
     if noised.start >= noised.stop:
@@ -436,26 +439,27 @@ def noise_images(images: Tensor, config: TrainConfig, labeled: int, step: int,
 def top1(network: nn.Module, images: ImageSet, image_size: int, **options) -> float:
     """Accuracy in percent on clean, centre-cropped images; processes share the work."""
     mine = images.subset(torch.arange(devices.rank(), len(images), devices.world_size()))
-    correct = torch.zeros(())
+    correct = torch.zeros((), dtype=torch.float64)  # of a process without an image
     if len(mine):
         probabilities = pseudo_label.predict(network, mine, image_size, **options)
         correct = (probabilities.argmax(1) == mine.labels).double().sum()
     return 100 * devices.mean(correct).item() * devices.world_size() / len(images)
 
 
-def content_hashes(labeled: ImageSet, unlabeled: ImageSet | None, *arrays: np.ndarray) -> dict:
-    """What tells the images of a run, and its pseudo labels, from those of another.
+def content_hashes(sets: dict[str, ImageSet | None], *arrays: np.ndarray | None) -> dict:
+    """What tells the images of a run, and their labels, from those of another.
 
     Of each array, which may have millions of rows, some thousand rows are read.
     """
-    digest = hashlib.blake2b(labeled.labels.numpy(), digest_size=16)
+    digest, hashes = hashlib.blake2b(digest_size=16), {}
+    for name, images in sets.items():
+        if images is not None:
+            digest.update(np.ascontiguousarray(images.labels))
+            hashes[name] = pseudo_label.pool_settings(images)["pool"]
     for values in arrays:
         if values is not None:
             digest.update(np.ascontiguousarray(values[:: len(values) // 4096 + 1]))
-    of = {"labels": digest.hexdigest(), "labeled": pseudo_label.pool_settings(labeled)["pool"]}
-    if unlabeled is not None:
-        of["unlabeled"] = pseudo_label.pool_settings(unlabeled)["pool"]
-    return of
+    return {"labels": digest.hexdigest(), **hashes}
 
 
 def load_state(path: Path, meta: str) -> dict:
@@ -525,9 +529,10 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     check_batch(config if unlabeled is not None else replace(config, unlabeled_ratio=0))
     config = replace(config, labeled_images=len(labeled))
     source = start and pseudo_label.load_teacher(start, torch.device("cpu"))[0]
+    sets = {"labeled": labeled, "validation": validation, "unlabeled": unlabeled}
     meta = json.dumps({"config": asdict(config), "classes": labeled.classes, "name": name,
                        "start": source and pseudo_label.teacher_hash(source),
-                       "images": content_hashes(labeled, unlabeled, pseudo_targets, selection)})
+                       "images": content_hashes(sets, pseudo_targets, selection)})
     if out.exists():
         load_state(out, meta)
         if devices.rank() == 0:
@@ -718,14 +723,16 @@ def trim_log(log: Path, name: str, first: int) -> None:
     """Drop the lines that an interrupted run wrote from step `first` on: they come again."""
     if not log.exists():
         return
-    kept = []
-    for text in log.read_text().splitlines():
+    kept, lines = [], log.read_text(errors="replace").splitlines()
+    for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
-        except ValueError:
-            continue  # cut off in the middle
-        if line["name"] != name or line["step"] < first:
-            kept.append(text + "\n")
+            if line["name"] != name or line["step"] < first:
+                kept.append(text + "\n")
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):  # else cut off in the middle
+                raise InputError(f"{log} is in the way and not a log of train.py (line {number}): "
+                                 "choose another output") from None
     data.write_atomically(log, lambda file: file.write("".join(kept).encode()))
 
 

@@ -484,7 +484,8 @@ def test_stl10_pool_has_unknown_labels_and_the_left_over_training_images(monkeyp
 def test_imagenette_is_read_from_its_folders(monkeypatch, tmp_path):
     def fake(root, split, size, download):
         assert size == "160px" and download
-        write_classes(tmp_path / "imagenette2-160" / split, ["n01", "n02"], 4, hash(split) % 999)
+        write_classes(tmp_path / "imagenette2-160" / split, ["n01", "n02"], 4,
+                      {"train": 1, "val": 2}[split] * 100)
 
     monkeypatch.setattr(torchvision.datasets, "Imagenette", fake)
     splits = data.torchvision_splits("imagenette", tmp_path, 1, 1)
@@ -534,6 +535,20 @@ def test_batches_from_memory_are_looked_up():
     images = small_demo().labeled
     batches = list(data.read_batches(images, BATCHES, 32, train=True))
     assert all(torch.equal(b, images.pixels[i]) for b, i in zip(batches, BATCHES, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_from_memory_are_cropped_as_those_from_files(filed, workers):
+    pixels = torch.stack([torch.from_numpy(data.to_array(filed.read(i))) for i in range(6)])
+    held = data.ImageSet(filed.labels, filed.classes, pixels)
+
+    def smaller(image, size, generator):
+        return random_corner(image, size - 16, generator)
+
+    one, other = (data.read_batches(images, BATCHES, 96, True, workers=workers, crop=smaller)
+                  for images in (held, filed))
+    for a, b in zip(one, other, strict=True):
+        assert a.shape[1:] == (3, 80, 80) and torch.equal(a, b)
 
 
 def test_batches_from_memory_of_another_size_are_an_error():
