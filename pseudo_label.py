@@ -1,7 +1,7 @@
 """Pseudo labels: the clean teacher's predictions, filtered and balanced (section 3.1).
 
-The paper labels 300 M images and trains on 81 M of them. All their probabilities would fill 1.2 TB,
-so the teacher goes over the pool twice:
+The paper labels 300 M images and trains on 81 M of them. All their probabilities would fill 600
+GB, so the teacher goes over the pool twice:
 
     pass 1    confidence and class of every image                    predict
     between   the images it is sure of, equally many a class         select
@@ -54,9 +54,17 @@ def load_teacher(path: str | Path, device: torch.device) -> tuple[model.Efficien
     return network.to(device), known
 
 
+def batch_size_for(image_size: int) -> int:
+    """How many images to predict together: 500 of 128x128 pixels, of larger ones fewer.
+
+    So L2's largest map at 800 pixels, 276 MB an image, takes 3 GB, and B0's at 224 less than 1 GB.
+    """
+    return max(1, 500 * 128**2 // max(128, image_size)**2)
+
+
 @torch.no_grad()
 def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | None = None,
-            batch_size: int = 500, device: torch.device | str = "cpu", workers: int = 2,
+            batch_size: int | None = None, device: torch.device | str = "cpu", workers: int = 2,
             progress: str | None = None, noise: augment.RandAugment | None = None,
             seed: tuple[int, ...] = (), held_out: frozenset[bytes] | None = None) -> Tensor:
     """Class probabilities of clean images: step 2 of Algorithm 1.
@@ -67,6 +75,7 @@ def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | Non
     Args:
         images: an ImageSet, or (M, 3, H, W) uint8.
         image_size: side of the centre crop of images read from files, in pixels.
+        batch_size: images of a forward pass; None: what `batch_size_for` says.
         progress: name of a progress bar; None: no bar.
         noise: of a noised teacher's images; its dropout and stochastic depth are then on, too. All
             chance comes from `seed`; torch's own random numbers stay as they are.
@@ -81,7 +90,8 @@ def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | Non
         images = ImageSet(torch.full((len(images),), data.UNKNOWN), (), images)
     if images.pixels is not None:
         image_size = images.pixels.shape[-1]
-    device, size = torch.device(device), min(batch_size, len(images))
+    device = torch.device(device)
+    size = min(batch_size or batch_size_for(image_size), len(images))
     gpus = [device] if device.type == "cuda" else []
     order = torch.arange(len(images)).split(size)
     if held_out is None:
@@ -210,11 +220,11 @@ def choose_images(out: Path, settings: dict) -> None:
 
 def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: int,
           kind: str = "soft", temperature: float = 1.0, threshold: float = 0.3,
-          per_class: int = 130_000, balance: bool = True, seed: int = 0, batch_size: int = 500,
-          noise: augment.RandAugment | None = None, images_of: str | Path | None = None,
-          held_out: frozenset[bytes] | None = None, shard: tuple[int, int] | None = None,
-          device: torch.device | str = "cpu", workers: int = 2,
-          progress: str | None = "labelling") -> PseudoLabels | None:
+          per_class: int = 130_000, balance: bool = True, seed: int = 0,
+          batch_size: int | None = None, noise: augment.RandAugment | None = None,
+          images_of: str | Path | None = None, held_out: frozenset[bytes] | None = None,
+          shard: tuple[int, int] | None = None, device: torch.device | str = "cpu",
+          workers: int = 2, progress: str | None = "labelling") -> PseudoLabels | None:
     """Label a pool with a clean teacher, select and balance, store it all in `out`.
 
     What is there already, of the same teacher, pool and settings, is not made again. A class
@@ -232,6 +242,7 @@ def label(network: nn.Module, pool: ImageSet, out: str | Path, *, image_size: in
     Raises InputError when no image is confident, or when `out` holds other labels.
     """
     out, shard = Path(out), shard or (devices.rank(), devices.world_size())
+    batch_size = batch_size_for(image_size) if batch_size is None else batch_size
     for name, value, possible, wanted in (
         ("per_class", per_class, per_class >= 1, "1 or more"),
         ("temperature", temperature, 0 < temperature < float("inf"), "more than 0"),
@@ -317,7 +328,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--images-of", metavar="DIR", help="label again the images of these earlier labels, as the "
         "paper does with each better teacher")
     add("--shard", type=shard, metavar="I/N", help="label only part I, from 0, of N")
-    add("--batch-size", type=int, default=500, help="images")
+    add("--batch-size", type=int, help="images (default: 500 up to 128 pixels, fewer of "
+        "larger ones)")
     add("--device", choices=devices.NAMES, default="auto")
     add("--workers", type=int, default=2, help="processes that decode images")
     arguments = vars(parser.parse_args(argv))

@@ -103,6 +103,13 @@ def test_all_batches_have_one_shape_and_none_but_the_images_count():
     torch.testing.assert_close(probabilities, pseudo_label.predict(teacher, pool))
 
 
+@pytest.mark.parametrize("side", [8, 256])
+def test_batches_of_large_images_are_smaller(side):
+    teacher = Linear(side, classes=2)
+    pseudo_label.predict(teacher, torch.zeros(130, 3, side, side, dtype=torch.uint8))
+    assert [len(batch) for batch in teacher.shown] == {8: [130], 256: [125, 125]}[side]
+
+
 @pytest.mark.parametrize(("dropout", "survival_prob"), [(0.5, 1.0), (0.0, 0.5)])
 def test_labelling_leaves_the_student_noised_and_its_statistics_alone(dropout, survival_prob, pool):
     network = make_network(dropout, survival_prob).train()

@@ -226,6 +226,22 @@ def test_without_augmentation_unlabeled_images_stay_as_they_are():
     assert all(not torch.equal(one, other) for one, other in zip(noised, images, strict=True))
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("size", [32, 72])
+def test_random_resized_crops_are_for_images_over_64_pixels_wherever_they_are(
+        size, in_memory, splits, tmp_path):
+    write_images(splits.labeled, tmp_path)
+    files = data.read_folder(tmp_path, 72)
+    clean = next(data.read_batches(files, [torch.arange(8)], size, train=False))
+    images = data.ImageSet(files.labels[:8], files.classes, clean) if in_memory else files
+    config = dataclasses.replace(TINY, image_size=size)
+    reader = train.read_training_images(images, torch.arange(8), torch.arange(8), 8, config, 0, 0,
+                                        stream=0)
+    index, read = next(reader)
+    cropped = [not torch.equal(a, b) for a, b in zip(read, clean[index], strict=True)]
+    assert cropped == [size > 64] * 8
+
+
 # ------------------------------------------------------------------ runs
 
 
@@ -322,6 +338,36 @@ def test_a_finished_run_is_not_run_again_and_not_mixed_up_with_another(splits, t
     assert path.stat().st_mtime_ns == before
     with pytest.raises(data.InputError, match="other settings"):
         run(dataclasses.replace(TINY, seed=9), splits, path)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_with_and_without_a_validation_image_sum_the_same_type(rank, splits, monkeypatch):
+    summed = []
+    monkeypatch.setattr(train.devices, "rank", lambda: rank)
+    monkeypatch.setattr(train.devices, "world_size", lambda: 2)
+    monkeypatch.setattr(train.devices, "mean", lambda value: summed.append(value) or value)
+    network = train.build_model(TINY, 10)
+    train.top1(network, splits.validation.subset(torch.arange(1)), 32)  # rank 1 has none
+    assert summed[0].dtype == torch.float64 and summed[0].shape == ()
+
+
+def test_a_run_belongs_to_its_validation_images(splits, tmp_path):
+    path = run(TINY, splits, tmp_path / "a.pt")
+    others = [dataclasses.replace(splits, validation=None),
+              dataclasses.replace(splits, validation=splits.test),
+              dataclasses.replace(splits, validation=dataclasses.replace(
+                  splits.validation, labels=splits.validation.labels.flip(0)))]
+    for other in others:
+        with pytest.raises(data.InputError, match="other settings, images"):
+            run(TINY, other, path)
+
+
+@pytest.mark.parametrize("content", ['{"text": "mine"}\n', "mine\nall mine\n", "[1]\n[2]\n"])
+def test_a_file_in_the_place_of_the_log_stays_as_it_is(content, splits, tmp_path):
+    (tmp_path / "a.jsonl").write_text(content * 2)
+    with pytest.raises(data.InputError, match="a.jsonl is in the way and not a log"):
+        run(TINY, splits, tmp_path / "a.pt")
+    assert (tmp_path / "a.jsonl").read_text() == content * 2
 
 
 def test_a_teacher_is_not_taken_for_a_student_nor_for_one_of_other_pseudo_labels(splits, tmp_path):
