@@ -353,7 +353,10 @@ def run(args: argparse.Namespace) -> dict:
     if "-" in args.suite and len(classes) != needed:
         raise InputError(f"{args.checkpoint}: {args.suite} needs a network of {needed} classes, "
                          f"this one has {len(classes)}")
-    image_size = 32 if args.suite == "quick" else args.image_size or known["image_size"]
+    image_size = args.image_size or known["image_size"]
+    if args.suite == "quick" and image_size != 32:
+        raise InputError(f"--suite quick: its corruptions are made for 32x32 images, not for "
+                         f"{image_size}; use another suite, or --image-size 32")
     options = {name: getattr(args, name)
                for name in ("steps", "step_size", "random_start", "targeted")}
     settings = {"suite": args.suite, "data_dir": str(args.data_dir), "image_size": image_size,
@@ -401,7 +404,8 @@ def main() -> None:
     add("--out", type=Path, required=True, metavar="FILE", help="JSON; continued if it exists")
     add("--device", choices=devices.NAMES, default="auto")
     add("--batch-size", type=int, default=256, help="in frames for films")
-    add("--image-size", type=int, help="pixels; default: what the network was trained on")
+    add("--image-size", type=int, help="pixels; default: what the network was trained on (the "
+        "paper's L2 is evaluated before it is fine-tuned at a larger size)")
     add("--epsilon", type=float, nargs="+", help="of fgsm (0 1 2 4 8 16) or pgd (16), of 255")
     add("--steps", type=int, default=10, help="of pgd")
     add("--step-size", type=float, help="of pgd, in pixel units (default: 2.5 * epsilon / steps)")

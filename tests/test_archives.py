@@ -73,15 +73,34 @@ def imagenet_c(root, group=False, size=(224, 224)):
     return root
 
 
+@pytest.fixture
+def stingray(tmp_path):
+    """The flags of a network that takes every image for a stingray."""
+    network = models.efficientnet(ARCH)
+    torch.nn.init.zeros_(network.classifier.weight)
+    network.classifier.bias.data = torch.nn.functional.one_hot(torch.tensor(6), 1000).float()
+    torch.save(network.state_dict(), tmp_path / "stingray.pth")
+    return "--checkpoint", tmp_path / "stingray.pth"
+
+
 @pytest.mark.parametrize("group", [False, True])
-def test_imagenet_c(evaluate, tmp_path, group):
-    status, results, _ = evaluate("imagenet-c", imagenet_c(tmp_path / "c", group))
+def test_imagenet_c(evaluate, stingray, tmp_path, group):
+    """Of six images s are acorns in the fog of severity s, and one elsewhere."""
+    root = imagenet_c(tmp_path / "c", group)
+    for folder in sorted(root.glob("**/[1-5]")):
+        acorns = int(folder.name) if folder.parent.name == "fog" else 1
+        for number in range(2, 6):
+            extra = folder / WNIDS[number <= acorns] / f"{number}.JPEG"
+            extra.write_bytes((folder / WNIDS[0] / "ILSVRC2012_val_00000001.JPEG").read_bytes())
+    status, results, _ = evaluate("imagenet-c", root, *stingray)
     assert status == 0
-    assert len(results["parts"]) == 75 and results["parts"]["fog/3"]["images"] == 2
-    errors = {name: [1 - results["parts"][f"{name}/{s}"]["top1"] / 100 for s in range(1, 6)]
-              for name in ALEXNET_ERROR}
-    assert results["summary"]["mce"] == eval_robust.mean_corruption_error(errors)
-    assert results["summary"]["top1"] == pytest.approx(100 * (1 - np.mean(list(errors.values()))))
+    assert len(results["parts"]) == 75 and results["parts"]["fog/3"]["images"] == 6
+    assert [results["parts"][f"fog/{severity}"]["top1"] for severity in range(1, 6)] == (
+        pytest.approx([100 * (6 - severity) / 6 for severity in range(1, 6)]))
+    errors = {name: 2.5 if name == "fog" else 5 / 6 for name in ALEXNET_ERROR}
+    ratios = [error / sum(ALEXNET_ERROR[name]) for name, error in errors.items()]
+    assert results["summary"]["mce"] == pytest.approx(100 * np.mean(ratios))
+    assert results["summary"]["top1"] == pytest.approx(100 * (1 - sum(errors.values()) / 75))
 
 
 def test_a_missing_severity_is_named_and_the_run_continues_later(evaluate, tmp_path):
@@ -180,6 +199,12 @@ def test_imagenet_p(evaluate, tmp_path):
     rates = {name: part["flip_rate"] for name, part in results["parts"].items()}
     assert results["summary"]["mfr"] == eval_robust.mean_flip_rate(rates)
     assert results["parts"]["tilt"]["images"] == 2
+
+
+def test_imagenet_p_of_a_network_that_never_changes_its_mind(evaluate, stingray, tmp_path):
+    status, results, _ = evaluate("imagenet-p", imagenet_p(tmp_path / "p"), *stingray)
+    assert status == 0
+    assert results["summary"] == {"mfr": 0, "unnormalized_mfr": 0, "top1": 50}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no film", "too short", "size"])
@@ -308,6 +333,11 @@ def test_results_of_another_attack_are_not_continued(evaluate, checkpoints, tmp_
     evaluate("pgd", root, "--steps", 2)
     status, _, message = evaluate("pgd", root, "--steps", 3)
     assert status == 2 and "another steps" in message[0]
+
+
+def test_quick_refuses_a_network_of_larger_images(evaluate, tmp_path):
+    status, results, message = evaluate("quick", tmp_path, "--image-size", 224)
+    assert status == 2 and results is None and "32x32 images, not for 224" in message[0]
 
 
 def test_quick_from_the_command_line(evaluate, tmp_path):

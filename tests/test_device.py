@@ -15,8 +15,14 @@ import device
 ROOT = Path(__file__).parent.parent
 
 
-def test_auto_finds_a_device():
-    assert device.choose("auto").type in ("cpu", "cuda", "mps")
+@pytest.mark.parametrize(("there", "chosen"), [
+    ((), "cpu"), (("mps",), "mps"), (("mps", "cuda"), "cuda"),
+])
+def test_auto_prefers_cuda_to_mps_to_the_cpu(there, chosen, monkeypatch):
+    monkeypatch.delenv("PJRT_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    assert device.choose("auto").type == chosen
 
 
 def test_an_unknown_device_is_an_error():

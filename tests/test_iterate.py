@@ -106,6 +106,12 @@ def test_a_run_interrupted_in_the_middle_of_a_training_ends_as_one_that_was_not(
     assert not list(out.glob("*.resume"))
 
 
+def test_the_plan_by_name_is_the_same_run_as_without(short_demo, capsys):
+    before = (short_demo / "report.json").read_bytes()
+    assert iterate.main([*SHORT, "--plan", "demo", "--out", str(short_demo)]) == 0
+    assert (short_demo / "report.json").read_bytes() == before
+
+
 def test_a_run_directory_of_another_run_is_not_overwritten(short_demo, capsys):
     before = (short_demo / "report.json").read_bytes()
     assert iterate.main([*SHORT, "--seed", "1", "--out", str(short_demo)]) == 2
@@ -264,6 +270,8 @@ def test_other_models_in_the_papers_plan_bring_their_own_settings(planned):
     generations, *_ = planned("--plan", "paper", "--arch", "b5")
     assert [generation.config for generation in generations] == [train.recipe("b5")] * 4
     assert {generation.fixed_resolution for generation in generations} == {None}
+    generations, *_ = planned("--plan", "paper", "--arch", "l2")
+    assert {generation.fixed_resolution for generation in generations} == {800}
 
 
 @pytest.mark.parametrize(("dataset", "plan", "image_size"), [
@@ -425,6 +433,19 @@ def test_a_smaller_student_is_possible_when_asked_for(folders):
     arguments = own(folders, "--arch", "0.25x0.5", "0.25x0.34", "--allow-smaller-student",
                     "--no-labels-only")
     assert iterate.main(arguments) == 0
+
+
+def test_validation_is_a_tenth_of_a_folder_that_is_split(folders, monkeypatch):
+    found = []
+
+    def stop(generations, splits, out, *_, **__):
+        found.append(splits)
+        raise data.InputError("far enough")
+
+    monkeypatch.setattr(iterate, "iterate", stop)
+    iterate.main(["--plan", "cifar10-cpu", "--train", str(folders / "labeled"), "--test",
+                  str(folders / "test"), "--labels-per-class", "3", "--out", str(folders / "out")])
+    assert [len(found[0].labeled), len(found[0].unlabeled), len(found[0].validation)] == [6, 4, 2]
 
 
 def test_more_labels_than_there_are_is_an_error(folders, capsys):
