@@ -79,6 +79,7 @@ DEMO = replace(DEMO_TEACHER, rand_augment_operations=1, learning_rate=0.06)
 CIFAR_CPU_TEACHER = replace(DEMO_TEACHER, arch="0.5x0.5", ema_decay=0.99, epochs=150,
                             evaluate_epochs=10)
 CIFAR_CPU = replace(CIFAR_CPU_TEACHER, rand_augment_operations=1, unlabeled_ratio=1)
+# authors: no RandAugment for B0 and B1 on ImageNet; here: some, as own sets have fewer labels.
 OWN = replace(
     SMALL, arch="b0", image_size=224, dropout=0.2, batch_size=64, unlabeled_ratio=3,
     rand_augment_magnitude=6, learning_rate=0.002, ema_decay=0.999, epochs=100, evaluate_epochs=5,
