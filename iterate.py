@@ -76,8 +76,8 @@ DEMO_TEACHER = replace(  # as the authors' B0: no RandAugment; crops, flips and 
 # paper: two operations, pseudo labels as they are; here: one operation, since two leave the demo's
 # student underfit, and pseudo labels sharpened by a temperature, both chosen on validation.
 DEMO = replace(DEMO_TEACHER, rand_augment_operations=1, learning_rate=0.06)
-CIFAR_CPU_TEACHER = replace(DEMO_TEACHER, arch="0.5x0.5", ema_decay=0.99, epochs=150,
-                            evaluate_epochs=10)
+CIFAR_CPU_TEACHER = replace(DEMO_TEACHER, arch="0.5x0.5", learning_rate=0.02, ema_decay=0.99,
+                            epochs=150, evaluate_epochs=10)
 CIFAR_CPU = replace(CIFAR_CPU_TEACHER, rand_augment_operations=1, unlabeled_ratio=1)
 # authors: no RandAugment for B0 and B1 on ImageNet; here: some, as own sets have fewer labels.
 OWN = replace(
