@@ -1,7 +1,7 @@
 """Input noise: RandAugment, crops, flips and normalisation, on whole batches of uint8 images.
 
 Noisy Student Training (https://arxiv.org/abs/1911.04252), section 2 ("Noising Student") and 3.1:
-the student sees RandAugment images (two operations, magnitude 27), its teacher clean ones.
+the student sees RandAugment images (two operations, magnitude 27), its teacher labels clean ones.
 RandAugment is https://arxiv.org/abs/1909.13719. Its sixteen operations are AutoAugment's, each
 equal to its counterpart in PIL bit for bit, and all of them are one of four mechanisms:
 

@@ -35,8 +35,8 @@ import demo_images
 
 UNKNOWN = -1  # label of an image whose class nobody has told us
 NO_CLASS = -2  # label of an image known to show none of the classes: a part of the demo's pool
-LARGEST_IN_MEMORY = 64  # files are decoded into memory if at most this many pixels a side are
-MEMORY_LIMIT = 2 * 1024**3  # wanted of them and all sets together stay within this many bytes
+LARGEST_IN_MEMORY = 64  # pixels a side; larger images stay files until a batch needs them
+MEMORY_LIMIT = 2 * 1024**3  # bytes of all four sets; above it small images stay files, too
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm".split())
 Crop = Callable[[Image.Image, int, torch.Generator], Image.Image]  # image, size, random numbers
 
@@ -121,7 +121,7 @@ POOL_IMBALANCE = 8  # the demo pool's most frequent class has this many times th
 POOL_NO_CLASS = 0.3  # share of the pool that shows none of the classes
 
 
-def demo(seed: int = 0, labels_per_class: int = 12, unlabeled: int = 6_000,
+def demo(seed: int = 0, labels_per_class: int = 8, unlabeled: int = 6_000,
          val_per_class: int = 50, test_per_class: int = 200) -> Splits:
     """Ten classes of 32x32 pictures. The size of one set does not change the images of another.
 
@@ -265,9 +265,12 @@ def with_labels(classes: dict[str, Sequence]) -> list[tuple]:
 
 def split_classes(classes: dict[str, Sequence], labels_per_class: int | None,
                   val_per_class: int | None) -> tuple[list[tuple], list[tuple], list[tuple]]:
-    """(image, label) of each class's first images (None: all others), of those between, and of its
-    last (None: a tenth, at least one): the labelled set, a pool, and the validation set."""
-    labeled, between, validation = {}, {}, {}
+    """Split each class in its order, and return (image, label) of labelled set, pool, validation.
+
+    The first `labels_per_class` images are labelled (None: all but the validation images), the last
+    `val_per_class` are for validation (None: a tenth, at least one), and the pool is the rest.
+    """
+    labeled, pool, validation = {}, {}, {}
     for name, images in classes.items():
         last = max(1, len(images) // 10) if val_per_class is None else val_per_class
         first = len(images) - last if labels_per_class is None else labels_per_class
@@ -275,9 +278,9 @@ def split_classes(classes: dict[str, Sequence], labels_per_class: int | None,
             raise InputError(f"class {name}: {first} labelled and {last} validation images asked "
                              f"for of {len(images)}; ask for 1 or more of each and no more in all")
         end = len(images) - last
-        labeled[name], between[name] = images[:first], images[first:end]
+        labeled[name], pool[name] = images[:first], images[first:end]
         validation[name] = images[end:]
-    return with_labels(labeled), with_labels(between), with_labels(validation)
+    return with_labels(labeled), with_labels(pool), with_labels(validation)
 
 
 def fits_in_memory(images: list[tuple], image_size: int) -> bool:

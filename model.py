@@ -24,7 +24,8 @@ A block ("mobile inverted bottleneck with squeeze-and-excitation") on C channels
                                                                                             ^
          the sum only at stride 1 with C' = C, and there stochastic depth may drop the branch
 
-Every convolution is followed by BatchNorm, and all but the projection by swish.
+Stage 1 has no expansion. BatchNorm follows every convolution but the two of squeeze-and-excitation,
+which have a bias; swish follows every BatchNorm but the projection's.
 
     import model; network = model.efficientnet("b0")
 """
@@ -54,7 +55,7 @@ class Scaling(NamedTuple):
     dropout: float
 
 
-# EfficientNet's section 3.3 for b0 to b7; l0 to l2 from the paper's table 8.
+# b0 to b7 as EfficientNet's authors released them; l0 to l2 from the paper's table 8.
 SCALING = {
     "b0": Scaling(1.0, 1.0, 224, 0.2),
     "b1": Scaling(1.0, 1.1, 240, 0.2),
@@ -302,7 +303,9 @@ class EfficientNet(nn.Module):
         width, depth: compound scaling of b0's channels and repeats.
         num_classes: size of the output.
         dropout: probability of dropping a feature before the classifier (section 2: model noise).
-        survival_prob: of the last block; it falls linearly from 1 at the first (section 3.1).
+        survival_prob: it falls linearly from 1 at the first block (section 3.1).
+            paper: to 0.8 "for the final layer"; here: as in the authors' code, to this value at the
+            block that would come after the last.
         small_images: strides of stages 2 and 3 become 1, for images of about 32x32.
         checkpoint_blocks: recompute each block in the backward pass instead of keeping its
             activations: about a third more work, and memory enough for L2.
@@ -414,8 +417,8 @@ def initialize(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Linear):
-        # paper: 1 / sqrt(num_classes), 0.03 for ImageNet; here: never more than that. For ten
-        # classes it would be 0.3, logits far from even, and thousands of steps to mend them.
+        # authors' code: 1 / sqrt(num_classes), 0.03 for ImageNet; here: never more than that. For
+        # ten classes it would be 0.3, logits far from even, and thousands of steps to mend them.
         bound = 1 / math.sqrt(max(module.out_features, 1000))
         nn.init.uniform_(module.weight, -bound, bound)
         nn.init.zeros_(module.bias)
@@ -432,7 +435,7 @@ def efficientnet(name: str, num_classes: int = 1000, **overrides) -> EfficientNe
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of trainable values, as the papers' "# Params" column counts them."""
+    """Number of parameters, frozen ones included, as the papers' "# Params" column counts them."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -1,7 +1,7 @@
 """Pseudo labels: the clean teacher's predictions, filtered and balanced (section 3.1).
 
-The paper labels 300 M images and trains on 81 M of them. All their probabilities would fill 600
-GB, so the teacher goes over the pool twice:
+The paper labels 300 M images and trains on 81 M of them. The probabilities of all 300 M would fill
+600 GB (in float16), so the teacher goes over the pool twice:
 
     pass 1    confidence and class of every image                    predict
     between   the images it is sure of, equally many a class         select
@@ -10,13 +10,13 @@ GB, so the teacher goes over the pool twice:
 The teacher is never noised: evaluation mode, its averaged weights, centre-cropped images ("a normal
 (i.e., not noised) teacher model", Algorithm 1, step 2); --noised-teacher is table 6's ablation.
 
-    python pseudo_label.py --teacher teacher.pt --unlabeled DIR --out LABELS
+    python pseudo_label.py --teacher teacher.pt --unlabeled POOL --held-out VAL TEST --out LABELS
 
 Killed at any moment, the same command continues. XLA uses all devices of a host by itself. The GPUs
 of a machine, or jobs that only share a disk (--shard 0/8, 1/8, ... 7/8), divide the pool:
 
-    torchrun --nproc-per-node 8 pseudo_label.py --teacher teacher.pt --unlabeled DIR --out LABELS
-    python pseudo_label.py --teacher teacher.pt --unlabeled DIR --out LABELS --shard 0/8
+    torchrun --nproc-per-node 8 pseudo_label.py ...
+    python pseudo_label.py ... --shard 0/8
 
 All shards run once for pass 1 and once more for pass 2, at the same time or not. Each says which
 others are missing; the last one completes the folder LABELS (label_store.py), for train.py to read.
@@ -139,7 +139,8 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
 
     "We then select images that have confidence of the label higher than 0.3. For each class, we
     select at most 130K images that have the highest confidence. Finally, for classes that have
-    less than 130K images, we duplicate some images at random so that each class can have 130K."
+    less than 130K images, we duplicate some images at random so that each class can have 130K
+    images."
 
     Duplicates are as even as can be: of n images of a class each comes per_class // n times, and a
     random per_class % n of them once more. A class without any candidate is left out.
@@ -320,8 +321,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--per-class", type=int, help="images of each class after balancing (default: the pool's "
         "size over the number of classes; the paper: 130,000)")
     add("--balance", action=argparse.BooleanOptionalAction, default=True)
-    # paper: does not say which noise; here: the student's but for crops and flips, since the
-    # batches of a pool are centre-cropped.
+    # Table 6, "teacher w. Aug, SD, Dropout". Here Aug is the RandAugment of the teacher's own
+    # training (B0, B1 and the small teachers have none), without its crops and flips.
     add("--noised-teacher", action="store_true", help="label with the RandAugment, dropout and "
         "stochastic depth of the teacher's training, for comparison: these labels are worse")
     add("--seed", type=int, default=0, help="of the duplicates, and of that noise")

@@ -1,8 +1,9 @@
 """What iterate.py says at the end: two tables for the terminal, and report.png.
 
 The first table is the method's: what became of the pool, and the accuracy of each generation. The
-second has the shape of the paper's table 1, clean, corrupted, moved and attacked images, and the
-teacher in AlexNet's place. Both, and the picture, are made from what report.json holds.
+second is the paper's table 1 without ImageNet-A and with the attacks of section 3.4, on images made
+on the fly and with the teacher in AlexNet's place. Both, and the picture, are made from what
+report.json holds.
 """
 
 from pathlib import Path
@@ -43,34 +44,34 @@ def table(report: dict) -> str:
 
 
 def robustness_table(report: dict) -> str:
-    """The quick suite in the shape of table 1, in percent; empty where it was not run."""
+    """The quick suite, one line a generation, in percent; empty where it was not run."""
     rows = [(row["name"], row["robustness"]) for row in report["generations"]
             if row.get("robustness")]
     if not rows:
         return ""
     epsilons = list(rows[0][1]["pgd_top1"])
-    lines = [("generation", "clean top-1", "mCE", "relative mCE", "flip rate", "relative",
+    lines = [("generation", "clean top-1", "corruption error", "mCE", "flip rate", "mFR",
               *(f"{attack} {epsilon}" for attack in ("FGSM", "PGD") for epsilon in epsilons))]
     for name, figures in rows:
         attacked = [figures[key][epsilon] for key in ("fgsm_top1", "pgd_top1")
                     for epsilon in epsilons]
         lines.append((name, *(_number(figures[key]) for key in (
-            "clean_top1", "unnormalized_mce", "relative_mce", "unnormalized_mfr", "relative_mfr",
-        )), *map(_number, attacked)))
+            "clean_top1", "unnormalized_mce", "teacher_normalized_mce", "unnormalized_mfr",
+            "teacher_normalized_mfr")), *map(_number, attacked)))
     return (f"Robustness on {rows[0][1]['images']:,} test images, made on the fly: not comparable "
             "with published figures.\n"
-            "mCE and flip rate: lower is better, the relative ones are 100 for the teacher. FGSM, "
-            "PGD: top-1\nafter an attack that changes each pixel by at most "
-            f"{' or '.join(epsilons)} of 255.\n\n" + _align(lines, left=1))
+            "mCE, mFR: corruption error and flip rate over the teacher's, which is 100 (in the "
+            "paper AlexNet's);\nlower is better. FGSM, PGD: top-1 after an attack that changes "
+            f"each pixel by at most {' or '.join(epsilons)} of 255.\n\n" + _align(lines, left=1))
 
 
 # ------------------------------------------------------------------ the picture
 
 
-def picture(report: dict, splits: Splits, folders: list[Path], path: Path) -> None:
+def picture(report: dict, splits: Splits, folder: Path, path: Path) -> None:
     """report.png: accuracy, the balancing, robustness, and images with their pseudo labels.
 
-    folders: the pseudo labels of each student; those of the last are shown.
+    folder: the pseudo labels of the last student.
     """
     import matplotlib
 
@@ -82,7 +83,7 @@ def picture(report: dict, splits: Splits, folders: list[Path], path: Path) -> No
     figure = plt.figure(figsize=(13, 14 if robust else 9.5), layout="constrained")
     upper, *middle, lower = figure.subfigures(
         3 if robust else 2, 1, height_ratios=(1, 1, 1.35) if robust else (1, 1.35))
-    labels = pseudo_label.read_labels(folders[-1])
+    labels = pseudo_label.read_labels(folder)
     accuracy, balance = upper.subplots(1, 2)
     _draw_accuracy(accuracy, rows)
     _draw_balance(balance, splits.labeled.classes, labels)

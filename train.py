@@ -46,19 +46,23 @@ from data import ImageSet, InputError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the result of a training run. Defaults: the paper's B7."""
+    """Everything that decides the result of a training run.
+
+    Defaults: B7 of sections 3.1 and 3.2. Label smoothing, RMSProp, warm-up, weight decay and the
+    average of weights are the authors' code's; the paper does not speak of them.
+    """
 
     # Model
     arch: str = "b7"  # b0 to b7, l0 to l2, or WIDTHxDEPTH
-    image_size: int = 600  # pixels; up to 64 is treated as small images (CIFAR, SVHN)
-    small_images: bool = False  # strides of stages 2 and 3 become 1
+    image_size: int = 600  # pixels; up to 64 with CIFAR's crops and Cutout, above with ImageNet's
+    small_images: bool = False  # stages 2 and 3 at stride 1; image_size does not set it
 
     # Noise on the model (section 2)
     dropout: float = 0.5  # probability of dropping a feature before the classifier
     survival_prob: float = 0.8  # of the last block; linear decay from 1
 
     # Noise on the images (section 2)
-    rand_augment_operations: int = 2  # 0: crops and flips, and Cutout up to 64 pixels, alone
+    rand_augment_operations: int = 2  # 0: crops, flips and small images' Cutout remain
     rand_augment_magnitude: float = 27.0  # in tenths of AutoAugment's range
     flip: bool = True  # mirror images at random; digits should not be
 
@@ -68,10 +72,10 @@ class TrainConfig:
     model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
     frozen_stages: int = 0  # the stem and so many stages keep their weights; 0: all is trained
 
-    # Joint loss (section 3.1)
+    # Joint loss (Algorithm 1, step 3; the ratio of labelled and unlabelled images: section 3.2)
     joint: bool = True  # both losses; without: pseudo-labelled images alone (finding 6)
     unlabeled_ratio: int = 3  # pseudo-labelled images per labelled one in a batch
-    pseudo_labels: str = "soft"  # kind of pseudo labels
+    pseudo_labels: str = "soft"  # the teacher's distribution, or hard: its largest entry alone
     normalization: str = "concat"  # of the two losses: see joint_loss
     label_smoothing: float = 0.1  # on labels and hard pseudo labels
 
@@ -86,8 +90,8 @@ class TrainConfig:
     decay_rate: float = 0.97  # factor of the exponential schedule
     decay_epochs: float = 2.4  # between two such factors; 4.8 for 700 epochs
     optimizer: str = "rmsprop"  # rmsprop in TensorFlow's form, sgd with Nesterov, or adamw
-    momentum: float = 0.9  # adamw: decay of the gradient's average
-    weight_decay: float = 1e-5  # not on BatchNorm
+    momentum: float = 0.9  # of rmsprop and sgd; adamw's first beta
+    weight_decay: float = 1e-5  # L2 in the loss, in adamw apart from it; not on BatchNorm
     ema_decay: float = 0.9999  # of the average of weights that is evaluated and that labels
     precision: str = "float32"  # bfloat16: autocast
     evaluate_epochs: float = 5.0  # between two evaluations on the validation set
@@ -143,7 +147,11 @@ MAGNITUDES = {"b0": 0, "b1": 0, "b2": 6, "b3": 12, "b4": 15, "b5": 18, "b6": 24}
 
 
 def recipe(arch: str) -> TrainConfig:
-    """The settings of section 3.1 and of the authors' scripts for a published model."""
+    """The settings of sections 3.1 and 3.2 and of the authors' scripts for an architecture.
+
+    Not published: 14 unlabelled images for each labelled one with l0 and l1 (here as with L2), and
+    anything for WIDTHxDEPTH, which gets B7's settings at its own resolution.
+    """
     width, depth, resolution, dropout = model.scaling(arch)
     magnitude, long = MAGNITUDES.get(arch, 27), arch in ("b0", "b1", "b2", "b3", "b4")
     return TrainConfig(
@@ -211,11 +219,10 @@ def joint_loss(logits: Tensor, labels: Tensor, pseudo_targets: Tensor | None,
                label_smoothing: float = 0.1, normalization: str = "concat") -> Tensor:
     """Cross entropy on labelled and pseudo-labelled images (Algorithm 1, step 3).
 
-    With the means over the labelled and unlabelled part of the batch L and U, and r unlabelled
-    images for each labelled one:
-        "concat"      (L + r U) / (1 + r): section 3.1's average over the concatenated batch
-        "algorithm1"  L + U
-        "official"    L + r U: the authors' code
+    With the mean losses l over the B labelled and u over the U unlabelled images, r = U / B:
+        "concat"      (l + r u) / (1 + r): section 3.1's average over the concatenated batch
+        "algorithm1"  l + u
+        "official"    l + r u: the authors' code
 
     Args:
         logits: (B + U, num_classes), the labelled images first.
@@ -252,7 +259,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if epoch < config.warmup_epochs:
         return peak * epoch / config.warmup_epochs
     if config.schedule == "cosine":
-        # here: for runs of a few epochs, where a decay by 0.97 would hardly begin
+        # paper: exponential; here, for the small plans and resolution_fix: zero at the end,
+        # whatever the number of epochs
         progress = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
         return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return peak * config.decay_rate ** math.floor(epoch / config.decay_epochs + 1e-9)
@@ -359,7 +367,7 @@ def seed_of(*numbers: int) -> int:
 
 def shuffled_batches(size: int, batch_size: int, first: int, last: int,
                      seed: int) -> Iterator[Tensor]:
-    """Index batches `first` to `last` of an endless chain of shuffles of range(size).
+    """Index batches `first` to `last` - 1 of an endless chain of shuffles of range(size).
 
     Batch t is a function of (size, batch_size, seed, t) alone, so a run that starts again in the
     middle sees the images it would have seen. A batch may be larger than the set.
@@ -428,8 +436,6 @@ def noise_images(images: Tensor, config: TrainConfig, labeled: int, step: int,
         batch_size = batch_size if config.augment_unlabeled else config.batch_size
     changed = noise(images[noised], rand_augment, generator, flip=config.flip, rows=rows,
                     batch_size=batch_size)
-    if len(changed) == len(images):
-        return changed
     return torch.cat([images[: noised.start], changed, images[noised.stop:]])
 
 
@@ -511,7 +517,8 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
 
     Raises:
         InputError: sizes do not fit, or the run to continue had another configuration.
-        FloatingPointError: the loss is not finite; the last checkpoint stays.
+        FloatingPointError: the loss or a weight is not finite; the last finite state stays, to
+            resume from.
     """
     out, device, world = Path(out), torch.device(device), devices.world_size()
     resume, log = out.with_suffix(".resume"), Path(log or out.with_suffix(".jsonl"))
@@ -543,7 +550,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     except OSError as error:
         raise InputError(f"{out.parent}: not made ({error}); choose another place") from None
 
-    # Student, its average, and the optimizer. channels_last is faster on CPU and CUDA.
+    # The network, its average, and the optimizer. channels_last is faster on CPU and CUDA.
     network = build_model(config, len(labeled.classes))
     if source:
         try:
@@ -611,7 +618,8 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                     if config.pseudo_labels == "hard":  # smoothed as labels, in the authors' code
                         targets = smooth(targets, config.label_smoothing)
                     targets = devices.place(targets, device)
-                    if not config.model_noise_unlabeled:  # table 6, "student w/o SD, Dropout"
+                    # Table 6, "student w/o Aug, SD, Dropout"; Aug is noise_images' part.
+                    if not config.model_noise_unlabeled:
                         noised = devices.place(torch.arange(len(inputs)) < len(labels), device)
                 inputs, labels = devices.place(inputs, device), devices.place(labels, device)
                 inputs = noise_images(inputs, config, len(labels), step, positions, whole)
@@ -640,7 +648,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                 write_log(line)
                 shown = {} if best["top1"] is None else {"val": f"{best['top1']:.1f}%"}
                 bar.set_postfix(loss=f"{line['loss']:.3f}", **shown,
-                                images_s=f"{line['images_per_second']:.0f}")
+                                images_s=f"{line['images_per_second']:.0f}", refresh=False)
             if done % evaluate_steps == 0 or last:
                 accuracy = None
                 if validation is not None:

@@ -13,10 +13,10 @@ COLUMNS = {"pseudo-label top-1": "pseudo_label_top1", "validation top-1": "val_t
 
 ROBUSTNESS = {
     "clean top-1": lambda figures: figures["clean_top1"],
-    "mCE": lambda figures: figures["unnormalized_mce"],
-    "relative mCE": lambda figures: figures["relative_mce"],
+    "corruption error": lambda figures: figures["unnormalized_mce"],
+    "mCE": lambda figures: figures["teacher_normalized_mce"],
     "flip rate": lambda figures: figures["unnormalized_mfr"],
-    "relative": lambda figures: figures["relative_mfr"],
+    "mFR": lambda figures: figures["teacher_normalized_mfr"],
     "FGSM 1": lambda figures: figures["fgsm_top1"]["1"],
     "FGSM 4": lambda figures: figures["fgsm_top1"]["4"],
     "PGD 1": lambda figures: figures["pgd_top1"]["1"],

@@ -467,11 +467,11 @@ def figures(error, flips):
 def test_relative_figures_make_the_other_network_the_yardstick():
     """By hand: every error is half the other's; (0.1 / 0.2 + 0.4 / 0.4) / 2 is 75 %."""
     assert eval_robust.relative_to(figures(0.4, 0.2), figures(0.2, 0.1)) == {
-        "relative_mce": pytest.approx(50), "relative_mfr": pytest.approx(75)}
+        "teacher_normalized_mce": pytest.approx(50), "teacher_normalized_mfr": pytest.approx(75)}
 
 
 def test_relative_figures_are_none_where_the_yardstick_never_errs_or_flips():
     assert eval_robust.relative_to(figures(0.0, 0.2), figures(0.2, 0.2)) == {
-        "relative_mce": None, "relative_mfr": pytest.approx(100)}
+        "teacher_normalized_mce": None, "teacher_normalized_mfr": pytest.approx(100)}
     assert eval_robust.relative_to(figures(0.2, 0.0), figures(0.2, 0.2)) == {
-        "relative_mce": pytest.approx(100), "relative_mfr": None}
+        "teacher_normalized_mce": pytest.approx(100), "teacher_normalized_mfr": None}

@@ -200,26 +200,36 @@ def test_labels_alone_get_the_same_fine_tuning(small_pictures, tmp_path):
     pictures[pictures.index("--arch") + 2] = "0.25x0.6"
     assert iterate.main([*pictures, "--device", "cpu", "--image-size", "66", "--epochs", "1",
                          "--fixed-resolution", "72", "--out", str(tmp_path / "r")]) == 0
-    alone, _ = pseudo_label.load_teacher(tmp_path / "r" / "labels-only-0.25x0.6-72-px.pt",
+    alone, _ = pseudo_label.load_teacher(tmp_path / "r" / "student-1-labels-only-72-px.pt",
                                          torch.device("cpu"))
     splits = data.split_folder(pictures[1], pictures[3], 4, 2, 72)
     assert report(tmp_path / "r")["generations"][1]["labels_only_test_top1"] == train.top1(
         alone, splits.test, 72)
 
 
-def test_labels_alone_get_the_teachers_settings_and_as_many_steps_as_the_student(tmp_path):
-    quick = dataclasses.replace(iterate.DEMO_TEACHER, batch_size=10, epochs=1.0)
+def test_labels_alone_get_the_noise_and_the_steps_of_the_student(tmp_path):
+    """Section 3.2, "We apply RandAugment to all EfficientNet baselines"."""
+    quick = dataclasses.replace(iterate.DEMO, batch_size=10, epochs=1.0, rand_augment_operations=0)
+    student = dataclasses.replace(quick, epochs=2.0, rand_augment_operations=1,
+                                  augment_unlabeled=False)
     generations = (
         iterate.Generation("teacher", quick),
-        iterate.Generation("student 1", dataclasses.replace(
-            quick, epochs=2.0, rand_augment_operations=1), threshold=0.0, per_class=4),
+        iterate.Generation("student 1", student, threshold=0.0, per_class=4),
     )
     splits = data.demo(0, labels_per_class=2, unlabeled=40, val_per_class=1, test_per_class=1)
     iterate.iterate(generations, splits, tmp_path, torch.device("cpu"), robustness=False)
-    name = f"labels-only-{quick.arch}.pt"
-    _, alone = pseudo_label.load_teacher(tmp_path / name, torch.device("cpu"))
-    assert alone["config"] == dataclasses.asdict(
-        dataclasses.replace(quick, epochs=2.0, unlabeled_ratio=0, labeled_images=20))
+    _, alone = pseudo_label.load_teacher(tmp_path / "student-1-labels-only.pt",
+                                         torch.device("cpu"))
+    assert alone["config"] == dataclasses.asdict(dataclasses.replace(
+        student, augment_unlabeled=True, unlabeled_ratio=0, labeled_images=20))
+
+
+def test_in_the_small_plans_the_teacher_is_noised_as_its_students_are():
+    for plan in ("demo", "cifar10", "own"):
+        teacher, *students = (generation.config for generation in iterate.PLANS[plan])
+        assert teacher.rand_augment_operations > 0
+        for student in students:
+            assert dataclasses.replace(student, arch=teacher.arch) == teacher
 
 
 def test_digits_of_svhn_are_not_mirrored_unless_asked_for(monkeypatch, tmp_path):
@@ -280,6 +290,19 @@ def test_other_models_in_the_papers_plan_bring_their_own_settings(planned):
 ])
 def test_a_published_set_has_a_plan_that_fits_it(dataset, plan, image_size, planned):
     assert planned("--dataset", dataset)[1:] == [plan, image_size]
+
+
+@pytest.mark.parametrize(("side", "plan", "image_size"), [
+    (28, "cifar10", 32), (48, "cifar10", 48), (64, "cifar10", 64), (65, "own", 224),
+])
+def test_small_images_of_a_folder_keep_their_size(side, plan, image_size, planned, tmp_path):
+    for number, folder in enumerate(("labeled/cat", "labeled/dog")):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (side, side - number)).save(tmp_path / folder / "0.png")
+    source = ("--labeled", str(tmp_path / "labeled"))
+    assert planned(*source)[1:] == [plan, image_size]
+    assert planned(*source, "--image-size", "40")[2] == 40
+    assert planned(*source, "--plan", "cifar10-cpu")[2] == 32
 
 
 def test_students_of_every_plan_are_equal_or_larger():
