@@ -62,11 +62,12 @@ class TrainConfig:
     survival_prob: float = 0.8  # of the last block; linear decay from 1
 
     # Noise on the images (section 2)
-    rand_augment_operations: int = 2  # 0: crops, flips and small images' Cutout remain
+    rand_augment_operations: int = 2  # an image; 0: crops, flips (and Cutout up to 64 pixels) stay
     rand_augment_magnitude: float = 27.0  # in tenths of AutoAugment's range
     flip: bool = True  # mirror images at random; digits should not be
 
-    # Ablation of table 6 (noise of the pseudo-labelled images alone), and the resolution fix
+    # Ablation of table 6 (noise of the pseudo-labelled images alone), and the resolution fix.
+    # paper: "Aug" is RandAugment with 130 M images, translation and flips with 1.3 M; here: all.
     augment_labeled: bool = True  # noise on labelled images; without it clean centre crops
     augment_unlabeled: bool = True  # noise on pseudo-labelled images
     model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
