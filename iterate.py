@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 
-import augment
 import data
 import device as devices
 import eval_robust
@@ -198,8 +197,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
             # pseudo_label.py --images-of); here: every teacher chooses, since labelling a small
             # pool costs seconds and the later ones are better at it.
             teacher, known = pseudo_label.load_teacher(checkpoint, device)
-            noise = augment.RandAugment(*(known["config"][key] for key in (
-                "rand_augment_operations", "rand_augment_magnitude"))) if noised_teacher else None
+            noise = pseudo_label.noise_of(known) if noised_teacher else None
             labels = pseudo_label.label(
                 teacher, splits.unlabeled, out / f"{name.replace(' ', '-')}-labels",
                 image_size=known["image_size"], kind=config.pseudo_labels,
@@ -505,9 +503,8 @@ def run(arguments: argparse.Namespace) -> int:
     if devices.rank() > 0:
         return 0
     data.write_json(out / "report.json", results)
-    labels = [out / f"{generation.name.replace(' ', '-')}-labels" for generation in generations[1:]]
-    if labels:
-        report.picture(results, splits, labels, out / "report.png")
+    last_labels = out / f"{generations[-1].name.replace(' ', '-')}-labels"
+    report.picture(results, splits, last_labels, out / "report.png")
     print("\n\n".join(filter(None, [report.table(results), report.robustness_table(results)])))
     print(f"\n{out}/report.json, {out}/report.png")
     return 0

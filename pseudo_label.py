@@ -54,6 +54,16 @@ def load_teacher(path: str | Path, device: torch.device) -> tuple[model.Efficien
     return network.to(device), known
 
 
+def noise_of(known: dict) -> augment.RandAugment:
+    """Table 6, "teacher w. Aug, SD, Dropout": the RandAugment of the teacher's own training.
+
+    paper: whose magnitude is not said; here: crops and flips are left out, and teachers that were
+    trained without RandAugment (B0, B1) have dropout and stochastic depth alone.
+    """
+    return augment.RandAugment(known["config"]["rand_augment_operations"],
+                               known["config"]["rand_augment_magnitude"])
+
+
 def batch_size_for(image_size: int) -> int:
     """How many images to predict together: 500 of 128x128 pixels, of larger ones fewer.
 
@@ -321,8 +331,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--per-class", type=int, help="images of each class after balancing (default: the pool's "
         "size over the number of classes; the paper: 130,000)")
     add("--balance", action=argparse.BooleanOptionalAction, default=True)
-    # Table 6, "teacher w. Aug, SD, Dropout". Here Aug is the RandAugment of the teacher's own
-    # training (B0, B1 and the small teachers have none), without its crops and flips.
     add("--noised-teacher", action="store_true", help="label with the RandAugment, dropout and "
         "stochastic depth of the teacher's training, for comparison: these labels are worse")
     add("--seed", type=int, default=0, help="of the duplicates, and of that noise")
@@ -350,8 +358,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments["per_class"] is None:
             arguments["per_class"] = len(pool) // len(classes) or 1
         if arguments.pop("noised_teacher"):
-            names = "rand_augment_operations", "rand_augment_magnitude"
-            arguments["noise"] = augment.RandAugment(*(known["config"][name] for name in names))
+            arguments["noise"] = noise_of(known)
         labels = label(teacher, pool, image_size=size, device=device, **arguments)
     except InputError as error:
         print(f"pseudo_label.py: {error}", file=sys.stderr)
