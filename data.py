@@ -149,7 +149,7 @@ def demo(seed: int = 0, labels_per_class: int = 8, unlabeled: int = 6_000,
         unlabeled=draw(np.random.default_rng((seed, 1)).permutation(pool), 2),
         validation=draw(classes.repeat(val_per_class), 3),
         test=draw(classes.repeat(test_per_class), 4),
-        notes={"removed_from_pool": 0, "skipped_files": []},
+        notes={"removed_from_pool": 0, "skipped_files": [], "labeled_and_held_out": 0},
     )
 
 
@@ -203,12 +203,19 @@ def list_classes(folder: str | Path, expected: Iterable[str] | None = None) -> d
 def read_image(file: str) -> Image.Image:
     """The image as RGB, upright if its EXIF data says how; InputError if it cannot be read."""
     try:
+        if not os.path.isfile(file):  # a pipe would keep Pillow waiting for ever
+            raise ValueError("no regular file")
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image)
-            if "transparency" in upright.info:  # of a palette: Pillow warns without this step
+            if upright.mode.startswith("I"):  # 16 bits: for Pillow all but the darkest are white
+                wide = upright.convert("I")
+                if not 0 <= wide.getextrema()[0] <= wide.getextrema()[1] < 2**16:
+                    raise ValueError("more than 16 bits a pixel")
+                upright = wide.point(lambda value: value / 256).convert("L")
+            elif upright.mode == "F":
+                raise ValueError("floating-point pixels, whose white is unknown")
+            elif "transparency" in upright.info:  # of a palette: Pillow warns without this step
                 upright = upright.convert("RGBA")
-            if upright.mode.startswith("I;16"):  # Pillow would turn all but the darkest 1/256 white
-                upright = upright.convert("I").point(lambda value: value / 256).convert("L")
             return upright.convert("RGB")
     except Exception as error:  # Pillow's decoders raise far more than OSError on broken files
         raise InputError(f"{file}: not a readable image ({error}); replace or remove it") from error
@@ -325,13 +332,18 @@ def read_splits(labeled: list[tuple], pool: list[tuple], validation: list[tuple]
     """Read the (image, label) of all four sets; `skip_broken` holds for the pool alone."""
     in_memory = fits_in_memory(labeled + pool + validation + test, image_size)
     read = partial(read_set, classes=classes, image_size=image_size, in_memory=in_memory)
-    labeled, _, _ = read(labeled)
+    labeled, learning, _ = read(labeled)
     validation, choosing, _ = read(validation)
     test, reporting, _ = read(test)
+    for name, held_out in ("validation", choosing), ("test", reporting):
+        if held_out <= learning:
+            raise InputError(f"every {name} image is also a labelled one: accuracy on them would "
+                             "say nothing; give other images")
     # "We filter the ImageNet validation set images from the dataset", section 3.1.
     # paper: how is left to its reference [58]; here: images with the same pixels, which needs no
     # model and never takes away an image that only looks alike.
     pool, _, notes = read(pool, skip_broken=skip_broken, held_out=choosing | reporting)
+    notes["labeled_and_held_out"] = len(learning & (choosing | reporting))
     return Splits(labeled, pool, validation, test, notes)
 
 
@@ -352,8 +364,9 @@ def list_pool(folder: str | Path) -> list[tuple[str, int]]:
 
 
 def fingerprints(folders: Iterable[str | Path]) -> frozenset[bytes]:
-    """Of all images below these folders; InputError where a file is not an image."""
-    files, found = [file for folder in folders for file in list_files(folder)], set()
+    """Of all images below these folders; InputError where one is not readable."""
+    files, found = [file for folder in folders for file in list_files(folder)
+                    if file.lower().endswith(IMAGE_SUFFIXES)], set()
     for _, fingerprint, complaint in inspect_all(files, None):
         if complaint:
             raise InputError(complaint)
@@ -493,7 +506,10 @@ class BatchDecoder:
         number, batch = numbered_batch
         images = []
         for row, index in zip(self.rows or range(len(batch)), batch.tolist(), strict=True):
-            image = self.images.read(index)
+            try:
+                image = self.images.read(index)
+            except InputError as error:  # raised here it would come with a worker's traceback
+                return error
             if self.crop is None:
                 image = center_crop(image, self.image_size)
             else:
@@ -527,10 +543,14 @@ def read_batches(images: ImageSet, batches: Iterable[Tensor], image_size: int, t
             return
     decoder = BatchDecoder(images, image_size, seed, crop if train else None,
                            None if rows is None else tuple(rows.tolist()))
-    yield from DataLoader(
+    loader = DataLoader(
         decoder, sampler=enumerate(batches, first), batch_size=None, num_workers=workers,
         generator=torch.Generator(),  # its own, for it would draw from torch's global one
     )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
 @dataclass(frozen=True)

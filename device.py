@@ -117,12 +117,17 @@ def _mesh():
     return spmd.Mesh(np.arange(count), (count,), ("data",))
 
 
+def mesh_size(device: torch.device) -> int:
+    """How many devices of XLA share the rows of a batch; 1 elsewhere."""
+    return _mesh().size() if device.type == "xla" else 1
+
+
 def place(batch: Tensor, device: torch.device) -> Tensor:
     """A host batch (N, ...) on the device; on XLA with several devices its rows are shared out."""
     if device.type == "cuda":
         return batch.pin_memory().to(device, non_blocking=True)
     batch = batch.to(device)
-    if device.type == "xla" and _mesh().size() > 1:
+    if mesh_size(device) > 1:
         import torch_xla.distributed.spmd as spmd
 
         spmd.mark_sharding(batch, _mesh(), ("data",) + (None,) * (batch.dim() - 1))
@@ -131,7 +136,7 @@ def place(batch: Tensor, device: torch.device) -> Tensor:
 
 def collect(values: Tensor) -> Tensor:
     """All rows of a batch's result on every device of XLA, so that fetching needs no graph more."""
-    if values.device.type == "xla" and _mesh().size() > 1:
+    if mesh_size(values.device) > 1:
         import torch_xla.distributed.spmd as spmd
 
         spmd.mark_sharding(values, _mesh(), (None,) * values.dim())

@@ -273,6 +273,7 @@ def relative_to(teacher: dict, results: dict) -> dict:
 
 # ------------------------------------------------------------------ the released archives
 
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 # What is measured at once, and kept: a corruption at one severity, a perturbation, an epsilon.
 PARTS = {"imagenet": ["all"], "imagenet-a": ["all"], **archives.PARTS,
          "fgsm": ["0", "1", "2", "4", "8", "16"], "pgd": ["16"], "quick": ["all"]}
@@ -352,11 +353,18 @@ def run(args: argparse.Namespace) -> dict:
     for name in ("steps", "batch_size", "image_size"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+    if not all(0 <= epsilon < float("inf") for epsilon in args.epsilon or ()):
+        raise InputError(f"--epsilon {args.epsilon}: give 0 or more, of 255")
+    if args.step_size is not None and not 0 < args.step_size < float("inf"):
+        raise InputError(f"--step-size {args.step_size}: give more than 0, of 255")
     classes = known["classes"] or IMAGENET["wnids"]
     needed = 10 if args.suite.startswith("cifar10") else 1000
     if "-" in args.suite and len(classes) != needed:
         raise InputError(f"{args.checkpoint}: {args.suite} needs a network of {needed} classes, "
                          f"this one has {len(classes)}")
+    if args.suite.startswith("cifar10") and list(classes) not in (CIFAR10, [*"0123456789"]):
+        raise InputError(f"{args.checkpoint}: {args.suite} is of {', '.join(CIFAR10)}, this "
+                         f"network of {', '.join(classes)}: name class folders as CIFAR-10 does")
     image_size = args.image_size or known["image_size"]
     if args.suite == "quick" and image_size != 32:
         raise InputError(f"--suite quick: its corruptions are made for 32x32 images, not for "

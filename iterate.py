@@ -16,8 +16,11 @@ of each generation, report.json and report.png. The same command again continues
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -346,8 +349,9 @@ def default_plan(arguments: argparse.Namespace) -> tuple[str, int | None]:
     return ("cifar10", max(side, 32)) if side <= 64 else ("own", None)
 
 
-def claim_directory(out: Path, config: dict) -> None:
-    """Make the run directory, or check that it belongs to this very run."""
+@contextlib.contextmanager
+def claim_directory(out: Path, config: dict) -> Iterator[None]:
+    """Make the run directory, or check that it belongs to this very run; no other may run in it."""
     path = out / "config.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -360,6 +364,15 @@ def claim_directory(out: Path, config: dict) -> None:
         raise InputError(f"{path} is damaged: remove it, or choose another --out") from None
     if not same:
         raise InputError(f"{out} holds a run with other settings: choose another --out")
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: another process is at this run; wait for it, or choose "
+                             "another --out") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -420,19 +433,23 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return run(arguments)
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError) as error:
         print(f"iterate.py: {error}", file=sys.stderr)
+        return 2
+    except (torch.OutOfMemoryError, MemoryError):
+        print(f"iterate.py: {train.OUT_OF_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\niterate.py: interrupted; the same command continues", file=sys.stderr)
         return 130
 
 
-def check_run(generations: tuple[Generation, ...], splits: Splits, from_teacher: bool) -> None:
+def check_run(generations: tuple[Generation, ...], splits: Splits, device: torch.device,
+              from_teacher: bool) -> None:
     """InputError, before anything is written, for what would stop the loop in the middle."""
     configs = [generation.config for generation in generations]
-    for config in configs:
-        train.check_batch(replace(config, unlabeled_ratio=0))  # the teacher's, and labels alone
+    for config in configs:  # the teacher's batch, and that of labels alone
+        train.check_batch(replace(config, unlabeled_ratio=0), device)
     for teacher, student in zip(configs, configs[1:], strict=False):
         if from_teacher and (teacher.arch, teacher.small_images) != (
                 student.arch, student.small_images):
@@ -457,6 +474,8 @@ def describe_images(splits: Splits, out: Path, device: torch.device) -> None:
     print(f"{removed} unlabelled images equal to validation or test images removed, "
           f"{len(skipped)} unreadable files skipped" + (": " if skipped else "")
           + data.first_names(skipped))
+    if twice := splits.notes["labeled_and_held_out"]:
+        print(f"Warning: {twice} labelled images are validation or test images, too")
     if not (out / "log.jsonl").exists():
         line = json.dumps({"name": "images", **sizes, **splits.notes}) + "\n"
         data.write_atomically(out / "log.jsonl", lambda file: file.write(line.encode()))
@@ -484,28 +503,31 @@ def run(arguments: argparse.Namespace) -> int:
     splits = read_splits(arguments, plan, generations[0].config.image_size)
     if arguments.dataset and devices.rank() == 0:
         devices.wait_for_all()
-    check_run(generations, splits, arguments.from_teacher)
+    check_run(generations, splits, device, arguments.from_teacher)
+    train.check_device(device, arguments.compiled, arguments.checkpoint_blocks)
     if not arguments.allow_smaller_student:
         check_sizes(generations, len(splits.labeled.classes))
     out = Path(arguments.out or f"runs/{plan}")
-    if devices.rank() == 0:
-        claim_directory(out, {
-            "arguments": {key: value for key, value in vars(arguments).items() if key not in (
-                "out", "device", "workers", "compiled", "checkpoint_blocks", "robustness")},
-            "generations": [asdict(generation) for generation in generations],
-        })
-        describe_images(splits, out, device)
-    devices.wait_for_all()
-    options = ("balance", "joint", "from_teacher", "noised_teacher", "labels_only", "robustness",
-               "workers", "compiled", "checkpoint_blocks")
-    results = iterate(generations, splits, out, device, filter_pool=arguments.filter,
-                      **{name: getattr(arguments, name) for name in options})
-    if devices.rank() > 0:
-        return 0
-    data.write_json(out / "report.json", results)
-    last_labels = out / f"{generations[-1].name.replace(' ', '-')}-labels"
-    report.picture(results, splits, last_labels, out / "report.png")
-    print("\n\n".join(filter(None, [report.table(results), report.robustness_table(results)])))
+    claimed = {
+        "arguments": {key: value for key, value in vars(arguments).items() if key not in (
+            "out", "device", "workers", "compiled", "checkpoint_blocks", "robustness")},
+        "generations": [asdict(generation) for generation in generations],
+    }
+    with claim_directory(out, claimed) if devices.rank() == 0 else contextlib.nullcontext():
+        if devices.rank() == 0:
+            describe_images(splits, out, device)
+        devices.wait_for_all()
+        options = ("balance", "joint", "from_teacher", "noised_teacher", "labels_only",
+                   "robustness", "workers", "compiled", "checkpoint_blocks")
+        results = iterate(generations, splits, out, device, filter_pool=arguments.filter,
+                          **{name: getattr(arguments, name) for name in options})
+        if devices.rank() > 0:
+            return 0
+        data.write_json(out / "report.json", results)
+        tables = report.table(results), report.robustness_table(results)
+        print("\n\n".join(filter(None, tables)))
+        last_labels = out / f"{generations[-1].name.replace(' ', '-')}-labels"
+        report.picture(results, splits, last_labels, out / "report.png")
     print(f"\n{out}/report.json, {out}/report.png")
     return 0
 

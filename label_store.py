@@ -56,7 +56,7 @@ def read_labels(folder: str | Path, settings: dict | None = None) -> PseudoLabel
                 raise ValueError(f"{name}.npy has the shape {arrays[name].shape}, not {shape}")
         return PseudoLabels(counts=known["counts"], top1=known["top1"],
                             per_class=known["per_class"], **arrays)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no complete pseudo labels ({error}): delete it and run "
                          "pseudo_label.py again") from None
 
@@ -112,6 +112,8 @@ def claim(folder: Path, settings: dict) -> None:
     if not begun and devices.rank() == 0:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for name in ("index", "selection"):  # of labels whose labels.json was removed
+                (folder / f"{name}.npy").unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{folder}: not made ({error}); choose another place") from None
         write(path, {"settings": settings})

@@ -102,6 +102,7 @@ def predict(network: nn.Module, images: ImageSet | Tensor, image_size: int | Non
         image_size = images.pixels.shape[-1]
     device = torch.device(device)
     size = min(batch_size or batch_size_for(image_size), len(images))
+    size += -size % devices.mesh_size(device)
     gpus = [device] if device.type == "cuda" else []
     order = torch.arange(len(images)).split(size)
     if held_out is None:
@@ -360,9 +361,12 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.pop("noised_teacher"):
             arguments["noise"] = noise_of(known)
         labels = label(teacher, pool, image_size=size, device=device, **arguments)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"pseudo_label.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\npseudo_label.py: interrupted; the same command continues", file=sys.stderr)
+        return 130
     if labels is not None and devices.rank() == 0:
         total, once, repeated = (labels.counts[name] for name in ("pool", "unique", "balanced"))
         print(f"{once:,} of {total:,} images kept, {total - once:,} dropped, {repeated - once:,} "

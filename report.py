@@ -25,6 +25,11 @@ def _align(lines: list[tuple[str, ...]], left: int) -> str:
     )
 
 
+def _drawn(name: str) -> str:
+    """A class's name as matplotlib can draw it: no formulas, and bytes that are no text escaped."""
+    return name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
 def _number(value: float | None, form: str = ".2f") -> str:
     return "-" if value is None else format(value, form)
 
@@ -117,7 +122,7 @@ def _draw_balance(axes, classes: tuple[str, ...], labels: pseudo_label.PseudoLab
         place = range(len(classes))
         axes.bar([x - 0.2 for x in place], before, 0.4, label="pool, as the teacher labels it")
         axes.bar([x + 0.2 for x in place], after, 0.4, label="after filter and balance")
-        axes.set_xticks(place, classes, rotation=45, ha="right")
+        axes.set_xticks(place, [*map(_drawn, classes)], rotation=45, ha="right")
     else:  # more classes than fit as bars: from the most to the least frequent
         axes.plot(sorted(before, reverse=True), label="pool, as the teacher labels it")
         axes.plot(sorted(after, reverse=True), label="after filter and balance")
@@ -172,7 +177,7 @@ def _draw_images(figure, splits: Splits, labels: pseudo_label.PseudoLabels) -> N
     ):
         guess = int(target.argmax())
         axes.imshow(image.permute(1, 2, 0).numpy())
-        axes.set_title(f"{splits.labeled.classes[guess]} {float(target.max()):.2f}", fontsize=8,
-                       color="red" if truth not in (data.UNKNOWN, guess) else "black")
+        axes.set_title(f"{_drawn(splits.labeled.classes[guess])} {float(target.max()):.2f}",
+                       fontsize=8, color="red" if truth not in (data.UNKNOWN, guess) else "black")
     for axes in figure.axes:
         axes.axis("off")

@@ -178,17 +178,25 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     )
 
 
-def check_batch(config: TrainConfig) -> None:
-    """InputError for a batch that the processes cannot share, or that BatchNorm cannot use."""
-    labeled, parts, world = config.batch_size, config.accumulation_steps, devices.world_size()
-    if labeled % (world * parts):
-        raise InputError(f"a batch of {labeled} labelled images cannot be shared by {world} "
-                         f"processes in {parts} parts: change --batch-size")
+def check_batch(config: TrainConfig, device: torch.device) -> None:
+    """InputError for a batch that the devices cannot share, or that BatchNorm cannot use."""
+    labeled, parts = config.batch_size, config.accumulation_steps
+    shares = devices.world_size() * devices.mesh_size(device)
+    if labeled % (shares * parts):
+        raise InputError(f"a batch of {labeled} labelled images cannot be shared by {shares} "
+                         f"devices in {parts} parts: change --batch-size")
     unlabeled, smallest_map = labeled * config.unlabeled_ratio, 8 if config.small_images else 32
     images = (unlabeled + labeled * (config.joint or not unlabeled)) // parts
     if images < 2 and config.image_size <= smallest_map:
         raise InputError("BatchNorm needs two images or more at once: raise --batch-size, or lower "
                          "--accumulation-steps")
+
+
+def check_device(device: torch.device, compiled: bool, checkpoint_blocks: bool) -> None:
+    """InputError for what the device cannot do."""
+    if device.type == "xla" and (compiled or checkpoint_blocks):
+        raise InputError("--compile and --checkpoint-blocks are not for XLA, which compiles by "
+                         "itself: leave them out, or raise --accumulation-steps to save memory")
 
 
 def build_model(config: TrainConfig, num_classes: int) -> model.EfficientNet:
@@ -483,6 +491,11 @@ def load_state(path: Path, meta: str) -> dict:
     return state
 
 
+def beside(out: Path, suffix: str) -> Path:
+    """The file that belongs to a checkpoint: x.resume to x.pt, x.0.resume to x.0."""
+    return Path(f"{out.with_suffix('') if out.suffix in ('.pt', '.pth') else out}{suffix}")
+
+
 def save(path: Path, contents: dict) -> None:
     """Save tensors and plain values; the file is either the old one or complete."""
     if devices.rank() == 0:
@@ -494,7 +507,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
           unlabeled: ImageSet | None = None, pseudo_targets: np.ndarray | None = None,
           selection: np.ndarray | None = None, *, out: str | Path, start: str | Path | None = None,
           device: torch.device | str = "cpu", workers: int = 2, compiled: bool = False,
-          checkpoint_blocks: bool = False, checkpoint_steps: int = 500, log_steps: int = 20,
+          checkpoint_blocks: bool = False, checkpoint_steps: int | None = None, log_steps: int = 20,
           log: str | Path | None = None, name: str = "train") -> Path:
     """Train one model, teacher or student; returns the path of its checkpoint.
 
@@ -513,7 +526,9 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         workers: processes that decode image files.
         compiled: run the network through torch.compile; faster on GPUs after a minute.
         checkpoint_blocks: compute activations twice instead of keeping them; saves memory.
-        checkpoint_steps, log_steps: steps between two states to resume from, between two lines.
+        checkpoint_steps: steps between two states to resume from; None: a twentieth of the run, or
+            500 if that is more.
+        log_steps: steps between two lines of the log.
         log: JSON-lines file to append to; default: beside the checkpoint.
 
     Raises:
@@ -522,10 +537,10 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
             resume from.
     """
     out, device, world = Path(out), torch.device(device), devices.world_size()
-    resume, log = out.with_suffix(".resume"), Path(log or out.with_suffix(".jsonl"))
+    resume, log = beside(out, ".resume"), Path(log or beside(out, ".jsonl"))
     if out.suffix in (".resume", ".jsonl"):
         raise InputError(f"{out}: such a name is taken beside a checkpoint; use {out.stem}.pt")
-    if checkpoint_steps < 1:
+    if checkpoint_steps is not None and checkpoint_steps < 1:
         raise InputError(f"--checkpoint-steps {checkpoint_steps}: give 1 or more")
     if len(labeled) == 0:
         raise InputError("there are no labelled images to train on")
@@ -534,9 +549,15 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
             f"{len(unlabeled)} images do not match {len(pseudo_targets)} pseudo labels"
         )
     parts = config.accumulation_steps
-    check_batch(config if unlabeled is not None else replace(config, unlabeled_ratio=0))
+    check_batch(config if unlabeled is not None else replace(config, unlabeled_ratio=0), device)
+    check_device(device, compiled, checkpoint_blocks)
     config = replace(config, labeled_images=len(labeled))
-    source = start and pseudo_label.load_teacher(start, torch.device("cpu"))[0]
+    checkpoint_steps = checkpoint_steps or min(500, math.ceil(config.total_steps / 20))
+    source, known = (pseudo_label.load_teacher(start, torch.device("cpu")) if start
+                     else (None, None))
+    if known and tuple(known["classes"]) != labeled.classes:
+        raise InputError(f"{start} knows other classes than the labelled images: start from a "
+                         "checkpoint of these, or from none")
     sets = {"labeled": labeled, "validation": validation, "unlabeled": unlabeled}
     meta = json.dumps({"config": asdict(config), "classes": labeled.classes, "name": name,
                        "start": source and pseudo_label.teacher_hash(source),
@@ -790,6 +811,10 @@ def config_overrides(arguments: argparse.Namespace) -> dict:
     return {name: given[name] for name in names if given.get(name) is not None}
 
 
+OUT_OF_MEMORY = ("out of memory: raise --accumulation-steps, lower --batch-size or --image-size, "
+                 "or add --checkpoint-blocks")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Train one teacher (labels alone) or one student (with pseudo labels)."
@@ -802,8 +827,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument("--device", default="auto", choices=devices.NAMES)
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
-    parser.add_argument("--checkpoint-steps", type=int, default=500,
-                        help="steps between two states to resume from")
+    parser.add_argument("--checkpoint-steps", type=int, help="steps between two states to resume "
+                        "from (default: a twentieth of the run, at most 500)")
     parser.add_argument("--start-from", metavar="FILE", help="checkpoint to take weights from")
     add_run_flags(parser)
     add_config_flags(parser, "the paper's for the architecture, b7 if none is given")
@@ -816,6 +841,8 @@ def main(argv: list[str] | None = None) -> int:
             device = devices.choose(arguments.device)
         except ValueError as error:
             raise InputError(str(error)) from None
+        if arguments.val and Path(arguments.val).resolve() == Path(arguments.labeled).resolve():
+            raise InputError(f"--val {arguments.val}: these are the labelled images; give others")
         labeled = data.read_folder(arguments.labeled, config.image_size)
         validation = arguments.val and data.read_folder(arguments.val, config.image_size,
                                                         labeled.classes)
@@ -832,10 +859,17 @@ def main(argv: list[str] | None = None) -> int:
         train(config, labeled, validation, unlabeled, targets, selection, out=arguments.out,
               start=arguments.start_from, device=device, workers=arguments.workers,
               compiled=arguments.compiled, checkpoint_blocks=arguments.checkpoint_blocks,
-              checkpoint_steps=arguments.checkpoint_steps, name=Path(arguments.out).stem)
-    except (InputError, FloatingPointError) as error:
+              checkpoint_steps=arguments.checkpoint_steps,
+              name=beside(Path(arguments.out), "").name)
+    except (InputError, FloatingPointError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except (torch.OutOfMemoryError, MemoryError):
+        print(f"train.py: {OUT_OF_MEMORY}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntrain.py: interrupted; the same command continues", file=sys.stderr)
+        return 130
     return 0
 
 

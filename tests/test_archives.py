@@ -18,6 +18,7 @@ from eval_robust import ALEXNET_ERROR, ALEXNET_FLIP_RATE
 from train import TrainConfig
 
 ARCH = "0.2x0.2"
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 WNIDS = ["n01498041", "n12267677"]  # stingray and acorn: 6 and 988; both are in ImageNet-A
 
 
@@ -29,7 +30,7 @@ def checkpoints(tmp_path_factory):
     torch.save(models.efficientnet(ARCH).state_dict(), folder / "imagenet.pth")
     cifar = models.efficientnet(ARCH, 10, small_images=True)
     config = TrainConfig(arch=ARCH, small_images=True, image_size=32)
-    meta = json.dumps({"config": asdict(config), "classes": [f"class{n}" for n in range(10)]})
+    meta = json.dumps({"config": asdict(config), "classes": CLASSES})
     torch.save({"model": cifar.state_dict(), "meta": meta}, folder / "cifar.pt")
     return folder
 
@@ -260,6 +261,22 @@ def test_cifar10_c(evaluate, checkpoints, tmp_path):
         100 - results["summary"]["top1"])
 
 
+def test_cifar10_c_is_for_networks_of_its_own_classes(evaluate, checkpoints, tmp_path):
+    other = torch.load(checkpoints / "cifar.pt", weights_only=True)
+    other["meta"] = other["meta"].replace("airplane", "star")
+    torch.save(other, tmp_path / "other.pt")
+    status, results, message = evaluate("cifar10-c", cifar10_c(tmp_path / "c"),
+                                        "--checkpoint", tmp_path / "other.pt")
+    assert status == 2 and results is None and "this network of star" in message[0]
+
+
+@pytest.mark.parametrize("wrong", [("--epsilon", "-4"), ("--epsilon", "nan"),
+                                   ("--step-size", "0"), ("--step-size", "-1")])
+def test_an_attack_of_no_size_is_refused(evaluate, checkpoints, tmp_path, wrong):
+    status, results, message = evaluate("pgd", folder_of_ten(tmp_path / "i", checkpoints), *wrong)
+    assert status == 2 and results is None and wrong[0] in message[0]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing", "shape", "labels"])
 def test_broken_cifar10_c(evaluate, tmp_path, damage):
     root = cifar10_c(tmp_path / "c")
@@ -342,7 +359,7 @@ def test_quick_refuses_a_network_of_larger_images(evaluate, tmp_path):
 
 def test_quick_from_the_command_line(evaluate, tmp_path):
     for number in range(10):
-        save_image(tmp_path / "test" / f"class{number}" / "1.png", (40, 32), number)
+        save_image(tmp_path / "test" / CLASSES[number] / "1.png", (40, 32), number)
         if number == 3:
             status, _, message = evaluate("quick", tmp_path / "test")
             assert status == 2 and "4 images; the quick suite needs five" in message[0]

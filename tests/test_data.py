@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import sys
 import urllib.error
 from pathlib import Path
@@ -268,6 +269,15 @@ def test_same_bytes_in_another_shape_are_another_image(own, tmp_path):
     assert data.folders(**own).notes["removed_from_pool"] == 0
 
 
+def test_labelled_images_that_are_held_out_are_counted_and_all_of_them_are_an_error(own, tmp_path):
+    first, second = (tmp_path / "test" / name for name in ("cat/0000.png", "dog/0000.png"))
+    (own["labeled_dir"] / "cat" / "0001.png").write_bytes(first.read_bytes())
+    assert data.folders(**own).notes["labeled_and_held_out"] == 1
+    (own["labeled_dir"] / "dog" / "0001.png").write_bytes(second.read_bytes())
+    with pytest.raises(data.InputError, match="every test image is also a labelled one"):
+        data.folders(**own)
+
+
 def test_copies_of_labelled_images_may_stay_in_the_pool(own, tmp_path):
     noise(0).save(own["unlabeled_dir"] / "copy.png")  # equals labeled/cat/0000.png
     assert len(data.folders(**own).unlabeled) == 5
@@ -288,6 +298,27 @@ def test_upper_case_suffixes_are_images_and_other_files_in_classes_are_not(own):
     noise(500).save(own["labeled_dir"] / "cat" / "A.JPG")
     (own["labeled_dir"] / "cat" / "list.csv").write_text("0000.png")
     assert len(data.folders(**own).labeled) == 19
+
+
+def test_a_pipe_in_the_pool_is_skipped(own):
+    os.mkfifo(own["unlabeled_dir"] / "pipe.png")
+    splits = data.folders(**own)
+    assert len(splits.unlabeled) == 4
+    assert [Path(file).name for file in splits.notes["skipped_files"]] == ["pipe.png"]
+
+
+def test_held_out_folders_may_hold_other_files_too(own):
+    (own["test_dir"] / "cat" / "notes.txt").write_text("of the cats")
+    assert len(data.fingerprints([own["test_dir"]])) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_breaks_after_it_was_listed_is_one_clear_line(own, workers):
+    images = data.folders(**own | {"image_size": 80}).labeled
+    Path(images.files[3]).write_bytes(b"broken since")
+    with pytest.raises(data.InputError) as raised:
+        list(data.read_batches(images, [torch.arange(6)], 80, train=False, workers=workers))
+    assert images.files[3] in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_links_are_followed_and_circles_end(own, tmp_path):
@@ -366,6 +397,19 @@ def test_every_kind_of_colour_becomes_rgb(tmp_path, mode):
 def test_sixteen_bit_grey_keeps_its_range(tmp_path):
     Image.fromarray(np.full((4, 4), 128 * 256, np.uint16)).save(tmp_path / "grey.png")
     assert data.read_image(str(tmp_path / "grey.png")).getpixel((0, 0)) == (128, 128, 128)
+    Image.fromarray(np.full((4, 4), 128 * 256, np.uint16)).save(
+        tmp_path / "black.png", transparency=0)
+    assert data.read_image(str(tmp_path / "black.png")).getpixel((0, 0)) == (128, 128, 128)
+    (tmp_path / "grey.pgm").write_bytes(b"P5 4 4 65535 " + b"\x80\x00" * 16)
+    assert data.read_image(str(tmp_path / "grey.pgm")).getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 2**20)])
+def test_pixels_without_a_known_white_are_an_error(tmp_path, pixels):
+    Image.fromarray(pixels.astype(np.float32 if pixels.dtype == np.float32 else np.int32)).save(
+        tmp_path / "deep.tif")
+    with pytest.raises(data.InputError, match="deep.tif: not a readable image"):
+        data.read_image(str(tmp_path / "deep.tif"))
 
 
 def test_exif_orientation_is_honoured(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -66,6 +67,43 @@ def test_test_accuracy_is_that_of_the_checkpoint(short_demo):
     network, _ = pseudo_label.load_teacher(short_demo / "student-2.pt", torch.device("cpu"))
     splits = data.demo(0, labels_per_class=3, unlabeled=120, test_per_class=10)
     assert train.top1(network, splits.test, 32) == report(short_demo)["generations"][2]["test_top1"]
+
+
+def test_checkpoints_are_chosen_on_the_validation_images(short_demo):
+    splits = data.demo(0, labels_per_class=3, unlabeled=120, test_per_class=10)
+    for name in ("teacher", "student-1", "student-2"):
+        network, known = pseudo_label.load_teacher(short_demo / f"{name}.pt", torch.device("cpu"))
+        assert known["val_top1"] == train.top1(network, splits.validation, 32)
+
+
+@pytest.mark.parametrize(("flags", "expected"), [
+    ((), {"threshold": 0.05, "balance": True, "noise": None, "temperature": 0.5, "per_class": 8}),
+    (("--no-filter",), {"threshold": 0.0, "balance": True}),
+    (("--no-balance",), {"threshold": 0.05, "balance": False}),
+    (("--noised-teacher",), {"noise": [1, 5.0]}),
+    (("--temperature", "0.7"), {"temperature": 0.7}),
+])
+def test_pseudo_labels_are_made_as_the_plan_and_the_flags_say(flags, expected, tmp_path):
+    made = []
+
+    def stop(*arguments, **options):
+        made.append(options)
+        raise data.InputError("far enough")
+
+    with mock.patch.object(pseudo_label, "label", stop):
+        assert iterate.main([*SHORT, *flags, "--epochs", "1", "--out", str(tmp_path / "r")]) == 2
+    if made[0]["noise"] is not None:
+        made[0]["noise"] = [made[0]["noise"].num_ops, made[0]["noise"].magnitude]
+    assert {key: made[0][key] for key in expected} == expected
+
+
+def test_a_second_process_does_not_disturb_a_run(short_demo, capsys):
+    before = {path: path.stat().st_mtime_ns for path in short_demo.iterdir()}
+    config = json.loads((short_demo / "config.json").read_text())
+    with iterate.claim_directory(short_demo, config):
+        assert iterate.main([*SHORT, "--out", str(short_demo)]) == 2
+    assert "another process is at this run" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in short_demo.iterdir()} == before
 
 
 def test_equal_seeds_give_equal_reports(short_demo, tmp_path):

@@ -1,6 +1,7 @@
 """The end of a run: its tables, its picture, and the robustness that is measured once and kept."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -151,3 +152,12 @@ def test_robustness_is_left_out_on_request_and_can_be_added_later(run, capsys):
     short = Image.open(run / "report.png").height
     assert iterate.main([*RUN, "--out", str(run)]) == 0
     assert Image.open(run / "report.png").height > short
+
+
+def test_any_name_of_a_class_can_be_drawn(run, tmp_path):
+    splits = data.demo(0, labels_per_class=3, unlabeled=120, test_per_class=3)
+    names = ("$^$", "caf\udce9", *splits.labeled.classes[2:])  # no formula, and no UTF-8
+    splits = dataclasses.replace(splits, labeled=dataclasses.replace(splits.labeled, classes=names))
+    results = json.loads((run / "report.json").read_text())
+    report.picture(results, splits, run / "student-2-labels", tmp_path / "report.png")
+    assert Image.open(tmp_path / "report.png").width > 500

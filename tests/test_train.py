@@ -223,6 +223,8 @@ def test_without_augmentation_unlabeled_images_stay_as_they_are():
     clean = train.noise_images(images, dataclasses.replace(TINY, augment_unlabeled=False), 4, 0)
     assert torch.equal(clean[4:], images[4:]) and not torch.equal(clean[:4], images[:4])
     noised = train.noise_images(images, TINY, 4, 0)
+    assert torch.equal(train.noise_images(images, TINY, 4, 0), noised)
+    assert not torch.equal(train.noise_images(images, TINY, 4, 1), noised)  # each step has its own
     assert all(not torch.equal(one, other) for one, other in zip(noised, images, strict=True))
 
 
@@ -322,7 +324,7 @@ def test_the_checkpoint_is_the_average_with_the_best_validation_accuracy(splits,
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(splits, tmp_path):
     config = dataclasses.replace(TINY, learning_rate=1e30, optimizer="sgd", warmup_epochs=0)
     with pytest.raises(FloatingPointError, match="step [0-9]+, learning rate.*longer warm-up") as e:
-        run(config, splits, tmp_path / "a.pt")
+        run(config, splits, tmp_path / "a.pt", checkpoint_steps=500)
     assert not (tmp_path / "a.pt").exists() and "a.resume" not in str(e.value)  # there is none
     with mock.patch.object(train, "learning_rate", lambda step, _: 1e-3 if step < 2 else math.inf):
         with pytest.raises(FloatingPointError, match="after step 2.*a.resume holds the last"):
@@ -523,6 +525,33 @@ def test_one_image_alone_is_refused_where_batch_norm_cannot_use_it(batch, splits
     run(dataclasses.replace(config, epochs=0.2), splits, tmp_path / "a.pt")  # with two unlabelled
 
 
+def test_names_with_a_dot_do_not_share_files(splits, tmp_path):
+    for name in ("teacher.0", "teacher.1"):
+        run(TINY, splits, tmp_path / name, students=False)
+    assert {"teacher.0.jsonl", "teacher.1.jsonl"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_labelled_images_are_no_validation_images(splits, tmp_path, capsys):
+    write_images(splits.labeled, tmp_path / "images")
+    assert train.main(["--labeled", str(tmp_path / "images"), "--val", f"{tmp_path}/images/",
+                       "--device", "cpu", "--out", str(tmp_path / "a.pt")]) == 2
+    assert "these are the labelled images" in capsys.readouterr().err
+
+
+def test_several_devices_of_xla_need_a_batch_that_they_can_share(monkeypatch):
+    monkeypatch.setattr(train.devices, "mesh_size", lambda device: 2)
+    train.check_batch(dataclasses.replace(TINY, batch_size=4), torch.device("xla"))
+    with pytest.raises(data.InputError, match="5 labelled images cannot be shared by 2 devices"):
+        train.check_batch(dataclasses.replace(TINY, batch_size=5), torch.device("xla"))
+
+
+def test_xla_compiles_by_itself_and_keeps_its_activations():
+    for options in ((True, False), (False, True)):
+        train.check_device(torch.device("cpu"), *options)
+        with pytest.raises(data.InputError, match="not for XLA"):
+            train.check_device(torch.device("xla"), *options)
+
+
 # ------------------------------------------------------------------ starting from other weights
 
 
@@ -534,6 +563,14 @@ def test_a_student_may_start_from_its_teachers_weights(splits, tmp_path):
     for key, value in weights(student).items():
         if "running" not in key and "tracked" not in key:  # BatchNorm sees the student's images
             torch.testing.assert_close(value, learned[key])
+
+
+def test_a_start_of_other_classes_is_an_error(splits, tmp_path):
+    other = dataclasses.replace(splits, labeled=dataclasses.replace(
+        splits.labeled, classes=tuple("0123456789")))
+    start = run(TINY, splits, tmp_path / "digits.pt", students=False)
+    with pytest.raises(data.InputError, match="digits.pt knows other classes"):
+        run(TINY, other, tmp_path / "a.pt", students=False, start=start)
 
 
 def test_a_start_of_another_architecture_is_an_error(splits, tmp_path):
