@@ -119,7 +119,7 @@ def _mesh():
 
 def mesh_size(device: torch.device) -> int:
     """How many devices of XLA share the rows of a batch; 1 elsewhere."""
-    return _mesh().size() if device.type == "xla" else 1
+    return int(_mesh().size()) if device.type == "xla" else 1
 
 
 def place(batch: Tensor, device: torch.device) -> Tensor:
