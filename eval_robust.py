@@ -257,7 +257,7 @@ def quick_suite(
 
 
 def relative_to(teacher: dict, results: dict) -> dict:
-    """mCE and mFR with the teacher in AlexNet's place: its own are 100; None where they are 0 / 0.
+    """mCE and mFR with the teacher in AlexNet's place: its own are 100; None where it never errs.
 
     (Hendrycks' "relative mCE" is another thing: how much is lost from the clean images on.)
     """

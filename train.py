@@ -445,6 +445,8 @@ def noise_images(images: Tensor, config: TrainConfig, labeled: int, step: int,
         batch_size = batch_size if config.augment_unlabeled else config.batch_size
     changed = noise(images[noised], rand_augment, generator, flip=config.flip, rows=rows,
                     batch_size=batch_size)
+    if len(changed) == len(images):  # no copy
+        return changed
     return torch.cat([images[: noised.start], changed, images[noised.stop:]])
 
 
@@ -526,8 +528,8 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         workers: processes that decode image files.
         compiled: run the network through torch.compile; faster on GPUs after a minute.
         checkpoint_blocks: compute activations twice instead of keeping them; saves memory.
-        checkpoint_steps: steps between two states to resume from; None: a twentieth of the run, or
-            500 if that is more.
+        checkpoint_steps: steps between two states to resume from; None: a twentieth of the run,
+            but no more than 500.
         log_steps: steps between two lines of the log.
         log: JSON-lines file to append to; default: beside the checkpoint.
 
