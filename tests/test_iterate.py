@@ -69,11 +69,16 @@ def test_test_accuracy_is_that_of_the_checkpoint(short_demo):
     assert train.top1(network, splits.test, 32) == report(short_demo)["generations"][2]["test_top1"]
 
 
-def test_checkpoints_are_chosen_on_the_validation_images(short_demo):
-    splits = data.demo(0, labels_per_class=3, unlabeled=120, test_per_class=10)
-    for name in ("teacher", "student-1", "student-2"):
-        network, known = pseudo_label.load_teacher(short_demo / f"{name}.pt", torch.device("cpu"))
-        assert known["val_top1"] == train.top1(network, splits.validation, 32)
+def test_checkpoints_are_chosen_on_the_validation_images(tmp_path):
+    splits, seen = data.demo(0, 2, 40, 1, 2), []
+
+    def stop(config, labeled, validation, *rest, **options):
+        seen.extend([labeled, validation])
+        raise data.InputError("far enough")
+
+    with mock.patch.object(train, "train", stop), pytest.raises(data.InputError):
+        iterate.iterate(iterate.PLANS["demo"], splits, tmp_path, torch.device("cpu"))
+    assert seen[0] is splits.labeled and seen[1] is splits.validation
 
 
 @pytest.mark.parametrize(("flags", "expected"), [
