@@ -2,8 +2,7 @@
 
 Labelling, training and evaluation ask it which device (`choose`), bring host batches there
 (`place`), compute in a precision (`autocast`) and end a step (`finish_step`); `Tensor.cpu()` brings
-results back everywhere. (model.py and augment.py look at where their tensors are only to pick the
-faster of two ways to compute the same.) There are two ways to use several devices:
+results back everywhere. There are two ways to use several devices:
 
     XLA          SPMD: one process, a mesh over all its devices, every batch split along its first
                  axis, and the gradients summed by the compiler
@@ -17,6 +16,9 @@ import datetime
 import functools
 import os
 import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,71 +26,75 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor, nn
 
-NAMES = ("auto", "cpu", "cuda", "mps", "xla")
+from support import InputError, cli
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how to compute; no result depends on it"""
+
+    device: Literal["auto", "cpu", "cuda", "mps", "xla"] = "auto"  # xla also drives TPUs
+    workers: cli.Whole = 2  # processes that decode images
+    compile: bool = False  # compile the network; faster on GPUs after a minute
+    checkpoint_blocks: bool = False  # compute activations twice, not keep them: less memory
+
+
+CPU = Machine("cpu")
 
 
 def choose(name: str = "auto") -> torch.device:
     """The device of that name; "auto" is CUDA if there is one, else MPS, else the CPU.
 
-    XLA must be asked for, except on a TPU host (PJRT_DEVICE=TPU). It is started here, because
-    autograd fails when the XLA client starts after the process's first backward pass.
-
-    Under torchrun the process joins the others, and takes the GPU of its own number. On a CPU
-    memory that is freed is kept for the next step.
-
-    Raises ValueError when the device is not there.
+    XLA must be asked for, except on a TPU host (PJRT_DEVICE=TPU). Under torchrun the process joins
+    the others, and takes the GPU of its own number. InputError when the device is not there.
     """
+    if name == "xla" or name == "auto" and os.environ.get("PJRT_DEVICE") == "TPU":
+        return _start_xla()
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
     if name == "auto":
-        if os.environ.get("PJRT_DEVICE") == "TPU":
-            name = "xla"
-        elif torch.cuda.is_available():
-            name = "cuda"
-        else:
-            name = "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda is not there: PyTorch finds no CUDA GPU; use --device auto")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device mps is not there: it needs a Mac; use --device auto")
-    if name == "xla":
-        try:
-            import torch_xla
-            import torch_xla.runtime
-        except ImportError as error:
-            raise ValueError(
-                f"device xla is not there: torch_xla cannot be imported ({error}); "
-                "install it or use --device auto"
-            ) from None
-        if "WORLD_SIZE" in os.environ:
-            raise ValueError("device xla needs no torchrun: one process uses all its devices")
-        torch_xla.runtime.use_spmd()
-        return torch_xla.device()
-    if name not in NAMES:
-        raise ValueError(f"unknown device {name!r}: use one of {', '.join(NAMES)}")
+        name = next(filter(there.get, there))
+    if name not in there:
+        raise InputError(f"unknown device {name!r}: use auto, cpu, cuda, mps or xla")
+    if not there[name]:
+        raise InputError(f"device {name} is not there: PyTorch finds none; use --device auto")
     if name == "cpu":
         _keep_freed_memory()
     if "WORLD_SIZE" not in os.environ:  # not started by torchrun
         return torch.device(name)
+    backend, number = "gloo", None
+    if name == "cuda":
+        backend, number = "cpu:gloo,cuda:nccl", int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(number)
     if not dist.is_initialized():
         # One process may wait for another that evaluates or reads images for a long time.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if name == "cuda" else "gloo",
-                                timeout=datetime.timedelta(hours=24))
-    if name == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-        return device
-    return torch.device(name)
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=24))
+    return torch.device(name, number)
+
+
+def _start_xla() -> torch.device:
+    """Before the first backward pass of the process: autograd fails when XLA starts later."""
+    if "WORLD_SIZE" in os.environ:
+        raise InputError("device xla needs no torchrun: one process uses all its devices")
+    try:
+        import torch_xla.runtime
+    except ImportError as error:
+        raise InputError(f"device xla is not there: torch_xla cannot be imported ({error}); "
+                         "install it or use --device auto") from None
+    torch_xla.runtime.use_spmd()
+    return torch_xla.device()
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc give no memory back to the system before the process ends.
-
-    By default every large activation is returned when it is freed, and comes back page by page,
-    zeroed, in the next step: a fifth of the time of a training step at 224x224.
-    """
+    """Let glibc give nothing back to the system: it would come back page by page, zeroed, in the
+    next step, which costs a fifth of a training step at 224x224."""
     if platform.libc_ver()[0] == "glibc":
         libc, trim_threshold, largest_number_of_maps = ctypes.CDLL(None), -1, -4
         libc.mallopt(largest_number_of_maps, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+# ---- Several processes, or several devices of XLA ----
 
 
 def rank() -> int:
@@ -111,10 +117,7 @@ def wait_for_all() -> None:
 def _mesh():
     """All devices of this host in one row named "data"."""
     import torch_xla.distributed.spmd as spmd
-    import torch_xla.runtime
-
-    count = torch_xla.runtime.global_runtime_device_count()
-    return spmd.Mesh(np.arange(count), (count,), ("data",))
+    return spmd.get_1d_mesh("data")
 
 
 def mesh_size(device: torch.device) -> int:
@@ -126,29 +129,28 @@ def place(batch: Tensor, device: torch.device) -> Tensor:
     """A host batch (N, ...) on the device; on XLA with several devices its rows are shared out."""
     if device.type == "cuda":
         return batch.pin_memory().to(device, non_blocking=True)
-    batch = batch.to(device)
-    if mesh_size(device) > 1:
-        import torch_xla.distributed.spmd as spmd
-
-        spmd.mark_sharding(batch, _mesh(), ("data",) + (None,) * (batch.dim() - 1))
-    return batch
+    return _share(batch.to(device), "data")
 
 
 def collect(values: Tensor) -> Tensor:
-    """All rows of a batch's result on every device of XLA, so that fetching needs no graph more."""
+    """All rows of a batch's result on every device of XLA: fetching then needs no extra graph."""
+    return _share(values, None)
+
+
+def _share(values: Tensor, rows: str | None) -> Tensor:
+    """On several devices of XLA: values whose rows are shared out ("data"), or copied to all."""
     if mesh_size(values.device) > 1:
         import torch_xla.distributed.spmd as spmd
-
-        spmd.mark_sharding(values, _mesh(), (None,) * values.dim())
+        spmd.mark_sharding(values, _mesh(), (rows,) + (None,) * (values.dim() - 1))
     return values
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean over all processes, on the CPU."""
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes, on the CPU."""
     values = values.detach().cpu()
     if dist.is_initialized():
         dist.all_reduce(values)
-    return values / world_size()
+    return values
 
 
 def _mean_over_all(maps: Tensor) -> Tensor:
@@ -175,6 +177,17 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (values * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(images.dtype)
 
 
+def _synchronize(network: nn.Module) -> None:
+    """Put a SyncBatchNorm with the same parameters and buffers in the place of each BatchNorm."""
+    for name, module in network.named_children():
+        if type(module) is nn.BatchNorm2d:
+            norm = SyncBatchNorm(module.num_features)
+            vars(norm).update(vars(module))
+            setattr(network, name, norm)
+        else:
+            _synchronize(module)
+
+
 def distribute(network: nn.Module, device: torch.device) -> nn.Module:
     """What to call instead of the network, so that the processes of torchrun train one model.
 
@@ -186,17 +199,16 @@ def distribute(network: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
     else:
-        for module in network.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = SyncBatchNorm
-    return nn.parallel.DistributedDataParallel(
-        network, [device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+        _synchronize(network)
+    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
 
 
-def keep_gradients_local(network: nn.Module, local: bool) -> contextlib.AbstractContextManager:
-    """Inside, backward() only adds up gradients: they are averaged once, after the last part."""
-    return network.no_sync() if local and world_size() > 1 else contextlib.nullcontext()
+# ---- Within a step ----
+
+
+def accumulate(network: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    """Inside, backward() adds up gradients; processes average them with the last micro-batch."""
+    return contextlib.nullcontext() if last or world_size() == 1 else network.no_sync()
 
 
 def manual_seed(seed: int, device: torch.device) -> None:
@@ -204,20 +216,27 @@ def manual_seed(seed: int, device: torch.device) -> None:
     torch.manual_seed(seed)
     if device.type == "xla":
         import torch_xla
-
         torch_xla.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def own_chance(device: torch.device, numbers: tuple[int, ...] | None) -> Iterator[None]:
+    """Inside, torch's random numbers follow from `numbers`; afterwards they go on as before."""
+    if numbers is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]), device)
+        yield
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Mixed precision for "bfloat16" (weights stay float32), nothing for "float32"."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def finish_step(device: torch.device) -> None:
     """End of a step: XLA compiles and runs what was recorded; other devices have run it already."""
     if device.type == "xla":
         import torch_xla
-
         torch_xla.sync()

@@ -1,0 +1,27 @@
+"""The floor that the six essays stand on: everything that a reader of the paper may skip.
+
+    devices.py        CPU, CUDA, MPS, XLA, torchrun: where tensors go and how a step ends
+    kernels.py        faster equals of textbook operations; ranking.py: of the selection
+    images.py         sets of images; finding, decoding and recognising files
+    datasets.py       the four sets of the method: split, read, cleared of held-out images
+    sources.py        where they come from: folders, torchvision, the demo
+    demo_images.py    the demo's pictures, drawn from random numbers
+    reading.py        the one reader of batches; a function of all images
+    batches.py        the order of images, micro-batches, chance per image
+    optimization.py   RMSProp, the average of the weights, the best average
+    files.py          files written whole, and whether they belong to the settings at hand
+    runs.py           a training: finished, resumed, saved, logged
+    label_store.py    the folder of pseudo labels that many processes fill
+    weights.py        files of weights, and the names that others give them
+    plans.py          the generations of the small plans, and why they are so
+    cli.py            command lines from dataclasses; errors as one line
+    report.py         the tables and the picture at the end of a loop
+    archives.py       the released robustness sets; scores.py: what a network scores on them
+    corruptions.py    corrupted images and moving views, made on the fly
+
+None of them imports an essay.
+"""
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. One line: what is wrong, where, and what to do."""

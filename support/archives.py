@@ -1,0 +1,187 @@
+"""The released test sets of section 3.3: their names, AlexNet's results, and how they are read.
+
+    imagenet-a   <wnid>/*.jpg                               7,500 images, 200 of ImageNet's classes
+    imagenet-c   <corruption>/<1..5>/<wnid>/*.JPEG          224x224 or 299x299; Zenodo 2235448
+    imagenet-p   <perturbation>/<wnid>/*.mp4                as large; 31 frames; Zenodo 3565846
+    cifar10-c    <corruption>.npy, labels.npy               (50000, 32, 32, 3); Zenodo 2535967
+    cifar10-p    <perturbation>.npy                         (10000, frames, 32, 32, 3)
+    others       <class>/*                                  any folder of class folders
+
+ImageNet-C and -P may lie below the folders of their tar files (noise, blur, weather, digital).
+One part is read at a time: a corruption at one severity, or a perturbation. InputErrors name the
+file that is not as it should be.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from support import InputError, cli, corruptions, images, reading
+
+# The 1000 classes ("wnids", in the order of the logits) and the 200 of them in ImageNet-A.
+IMAGENET = json.loads(Path(__file__).with_name("imagenet_classes.json").read_text())
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+# The baselines of ImageNet-C and -P: AlexNet's top-1 errors at the five severities of each of the
+# 15 corruptions, in the benchmark's order, and its flip rates under the 10 perturbations.
+_ALEXNET = json.loads(Path(__file__).with_name("alexnet.json").read_text())
+ALEXNET_ERROR, ALEXNET_FLIP_RATE = _ALEXNET["error"], _ALEXNET["flip_rate"]
+
+# What is measured, and kept, at once: a corruption at one severity, a perturbation, an epsilon. The
+# numbers are the frames of its sequences; an image is a sequence of one.
+SEVERE = {f"{name}/{severity}": 1 for name in ALEXNET_ERROR for severity in range(1, 6)}
+MOVING = dict.fromkeys(ALEXNET_FLIP_RATE, 31) | {"translate": 41}
+# CIFAR-10-P has spatter in the place of snow.
+MOVING_CIFAR = {"spatter" if name == "snow" else name: corruptions.PERTURBATIONS.get(name, 31)
+                for name in MOVING}
+PARTS = {"imagenet": {"all": 1}, "imagenet-a": {"all": 1}, "imagenet-c": SEVERE,
+         "imagenet-p": MOVING, "cifar10-c": SEVERE, "cifar10-p": MOVING_CIFAR,
+         "fgsm": dict.fromkeys(["0", "1", "2", "4", "8", "16"], 1), "pgd": {"16": 1},
+         "quick": {"all": 1}}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The test set"""
+
+    suite: Literal[tuple(PARTS)]  # what to measure: see the beginning of eval_robust.py
+    data_dir: cli.Folder  # the unpacked archive, or <class>/ folders
+    out: cli.File  # JSON; continued if it exists
+    batch_size: cli.Count = 256  # images, or frames of sequences
+    # paper: L2 meets corruptions before its fine-tuning at 800 pixels, and attacks after it.
+    image_size: cli.Count | None = None  # pixels; default: those the network was trained on
+    epsilon: list[float] | None = None  # of fgsm (0 1 2 4 8 16) or pgd (16), of 255
+    classes: Annotated[tuple[str, ...], cli.NO_FLAG] = ()  # in the order of the logits
+    workers: Annotated[int, cli.NO_FLAG] = 0
+
+    def fit(self, classes: tuple[str, ...] | None, image_size: int, workers: int) -> "TestSet":
+        """The test set for a network of these classes (None: ImageNet's) and image size.
+
+        InputError if it cannot measure that network.
+        """
+        if not all(0 <= epsilon < math.inf for epsilon in self.epsilon or ()):
+            raise InputError(f"--epsilon {self.epsilon}: give 0 or more, of 255")
+        classes, size = classes or tuple(IMAGENET["wnids"]), self.image_size or image_size
+        if self.suite == "quick" and size != 32:
+            raise InputError("--suite quick: its corruptions are made for 32x32 images, not for "
+                             f"{size}; use another suite, or --image-size 32")
+        needed = 10 if self.suite.startswith("cifar10") else 1000
+        if "-" in self.suite and len(classes) != needed:
+            raise InputError(f"--suite {self.suite} needs a network of {needed} classes, and this "
+                             f"one has {len(classes)}; give another --checkpoint")
+        if needed == 10 and list(classes) not in (CIFAR10, [*"0123456789"]):
+            raise InputError(f"--suite {self.suite} is of {', '.join(CIFAR10)}, this network of "
+                             f"{', '.join(classes)}: name class folders as CIFAR-10 does")
+        return replace(self, classes=classes, image_size=size, workers=workers)
+
+    def names(self) -> list[str]:
+        """The parts to measure."""
+        return [f"{epsilon:g}" for epsilon in self.epsilon or ()] or [*PARTS[self.suite]]
+
+    def allowed(self) -> Sequence[int] | None:
+        """The only classes that may win; None: all."""
+        return IMAGENET["imagenet_a"] if self.suite == "imagenet-a" else None
+
+    def frames(self, name: str) -> int:
+        """The length of a part's sequences."""
+        return PARTS[self.suite].get(name, 1)
+
+    def read(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """A part's images (n * frames, 3, S, S) uint8 and labels (n * frames,) int64, as many whole
+        sequences at a time as the batch size allows; InputError if the part is not whole.
+        """
+        (folder, _, severity), frames = name.partition("/"), self.frames(name)
+        find = self._find_rows if self.suite.startswith("cifar10") else self._find_files
+        items, labels, decode = find(folder, severity, frames)
+        count = max(1, self.batch_size // frames)
+        chunks = [items[first: first + count] for first in range(0, len(items), count)]
+        labels = labels.repeat_interleave(frames).split(count * frames)
+        decoded = tqdm(reading.read(decode, chunks, self.workers), name, len(chunks))
+        for pixels, truth in zip(decoded, labels, strict=True):
+            yield pixels.flatten(0, 1), truth
+
+    # The items of a part (files, or rows of an array), their labels (N,) int64, and the function
+    # that decodes one to (frames, 3, S, S) uint8 in a worker process:
+
+    def _find_files(self, folder: str, severity: str, frames: int) -> tuple:
+        root, suffixes = Path(self.data_dir), (".mp4",) if frames > 1 else images.SUFFIXES
+        if self.suite in ("imagenet-c", "imagenet-p"):
+            found = [path for path in root.glob(f"*/{folder}") if path.is_dir()]
+            root = (found or [root / folder])[0] / severity
+        files = [Path(file) for file in images.list_files(root) if file.lower().endswith(suffixes)]
+        if not files:
+            raise InputError(f"{root}: no <class>/*{suffixes[0]} in it")
+        allowed = self.allowed() or range(len(self.classes))
+        numbers = {self.classes[number]: number for number in allowed}
+        for file in files:
+            if file.parent.name not in numbers:
+                raise InputError(f"{file.parent}: not a class of this test set and network")
+        labels = torch.tensor([numbers[file.parent.name] for file in files])
+        return files, labels, partial(self._decode_file, frames=frames)
+
+    def _find_rows(self, name: str, severity: str, frames: int) -> tuple:
+        file = Path(self.data_dir, f"{name}.npy")
+        rows = _read_array(file, (32, 32, 3) if severity else (frames, 32, 32, 3))
+        if not severity:  # CIFAR-10-P has no labels
+            return rows, torch.full((len(rows),), images.UNKNOWN), _decode_row
+        labels = _read_array(file.parent / "labels.npy", ()).astype(np.int64)
+        if len(labels) != len(rows) or len(rows) % 5:
+            raise InputError(f"{file}: {len(rows)} images, but {len(labels)} labels in five blocks")
+        block = int(severity) - 1  # of the five, each in the order of the test set
+        labels = torch.from_numpy(labels.reshape(5, -1)[block])
+        return rows.reshape(5, -1, 32, 32, 3)[block], labels, _decode_row
+
+    def _decode_file(self, file: Path, frames: int) -> np.ndarray:
+        views = _decode_video(file, frames) if frames > 1 else [images.read_image(str(file))]
+        size, bicubic = (self.image_size, self.image_size), Image.Resampling.BICUBIC
+        if self.suite in ("imagenet-c", "imagenet-p"):
+            # section 3.3: "resize images to the resolution EfficientNet trained on": no crop.
+            if views[0].size not in ((224, 224), (299, 299)):
+                raise InputError(f"{file}: {views[0].width}x{views[0].height} pixels; ImageNet-C "
+                                 "and ImageNet-P have 224x224 or 299x299")
+            views = [view.resize(size, bicubic) for view in views]
+        elif self.suite == "imagenet-a":
+            # paper: silent on ImageNet-A; here: the whole central square, as A. E. Orhan, whom
+            # it thanks, evaluated these networks.
+            views = [ImageOps.fit(view, size, bicubic) for view in views]
+        return np.stack([images.to_array(images.center_crop(view, size[0])) for view in views])
+
+
+def _decode_row(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
+
+
+def _read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An .npy of uint8 (N, *shape), left on the disk until it is indexed."""
+    try:
+        array = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from None
+    if array.dtype != np.uint8 or array.shape[1:] != shape or not len(array):
+        raise InputError(f"{file}: {array.dtype} {array.shape} instead of uint8 (N, *{shape})")
+    return array
+
+
+def _decode_video(file: Path, frames: int) -> list[Image.Image]:
+    """The frames of a video of ImageNet-P."""
+    try:
+        import av
+    except ImportError:
+        raise InputError(f"{file}: videos need the package av (pip install av)") from None
+    try:
+        with av.open(str(file)) as video:
+            decoded = [frame.to_image() for frame in video.decode(video=0)]
+    except (av.FFmpegError, IndexError) as error:  # IndexError: no video in the file
+        raise InputError(f"{file}: not a readable video ({error})") from None
+    if len(decoded) != frames:
+        raise InputError(f"{file}: {len(decoded)} frames instead of {frames}; is it truncated?")
+    return decoded

@@ -1,0 +1,152 @@
+"""The four sets of images that Noisy Student Training needs, as one `Splits`: split and read.
+
+Section 3.1 of the paper, "Labeled dataset" and "Unlabeled dataset": a labelled set (ImageNet), a
+much larger unlabelled pool of another origin (JFT), and held-out images.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from support import InputError, demo_images, images
+from support.images import NO_CLASS, UNKNOWN, ImageSet, Splits
+
+LARGEST_IN_MEMORY = 64  # pixels a side; larger images stay files until a batch needs them
+MEMORY_LIMIT = 2 * 1024**3  # bytes of all four sets; above it these stay files, too
+
+# ---- The built-in images ----
+
+POOL_IMBALANCE = 8  # the demo pool's most frequent class has this many times the rarest's images
+POOL_NO_CLASS = 0.3  # share of the pool that shows none of the classes
+
+
+def demo(seed: int = 0, labels_per_class: int = 8, unlabeled: int = 6_000,
+         val_per_class: int = 50, test_per_class: int = 200) -> Splits:
+    """Ten classes of 32x32 pictures. The size of one set does not change the images of another.
+
+    As in the paper the pool is of another origin than the labelled set: its classes are unevenly
+    frequent and a part of it shows none of them; `unlabeled.labels` holds the truth. A negative
+    seed or too small a set is an InputError.
+    """
+    if min(seed + 1, labels_per_class, unlabeled - 19, val_per_class, test_per_class) < 1:
+        raise InputError("demo data: give a seed of 0 or more, 1 or more labelled, validation and "
+                         "test images of each class, and a pool of 20 or more")
+
+    def draw(labels: np.ndarray, stream: int) -> ImageSet:
+        pixels = demo_images.draw(labels, (seed, stream))
+        return ImageSet(torch.from_numpy(labels), demo_images.CLASSES, pixels)
+
+    classes = np.arange(len(demo_images.CLASSES))
+    share = float(POOL_IMBALANCE) ** -(classes / classes[-1])
+    bounds = share.cumsum() / share.sum() * round(unlabeled * (1 - POOL_NO_CLASS))
+    counts = np.diff(bounds.round().astype(int), prepend=0)
+    pool = np.r_[classes.repeat(counts), np.full(unlabeled - counts.sum(), NO_CLASS)]
+    return Splits(
+        labeled=draw(classes.repeat(labels_per_class), 0),
+        unlabeled=draw(np.random.default_rng((seed, 1)).permutation(pool), 2),
+        validation=draw(classes.repeat(val_per_class), 3),
+        test=draw(classes.repeat(test_per_class), 4),
+        notes={"removed_from_pool": 0, "skipped_files": [], "labeled_and_held_out": 0},
+    )
+
+
+# ---- Any sets, split and read ----
+
+
+def split(source: ImageSet, labels_per_class: int | None,
+          val_per_class: int | None) -> list[ImageSet]:
+    """Split each class in its order: labelled set, pool, validation.
+
+    The first `labels_per_class` images are labelled (None: all but the validation images), the last
+    `val_per_class` are for validation (None: a tenth, at least one), and the pool is the rest.
+    """
+    parts = []
+    for label, name in enumerate(source.classes):
+        rows = (source.labels == label).nonzero().flatten()
+        last = max(1, len(rows) // 10) if val_per_class is None else val_per_class
+        first = len(rows) - last if labels_per_class is None else labels_per_class
+        if first < 1 or last < 1 or first + last > len(rows):
+            raise InputError(f"class {name}: {first} labelled and {last} validation images asked "
+                             f"for of {len(rows)}; ask for 1 or more of each and no more in all")
+        parts.append(rows.tensor_split((first, len(rows) - last)))
+    return [source.subset(torch.cat(part)) for part in zip(*parts, strict=True)]
+
+
+def size_to_read(image_size: int, *sets: ImageSet) -> int | None:
+    """image_size if the images of these sets are decoded now; None if they stay as they are."""
+    if sets[0].pixels is not None:
+        return None if sets[0].pixels.shape[-1] == image_size else image_size
+    small = sum(map(len, sets)) * 3 * image_size**2 <= MEMORY_LIMIT
+    return image_size if small and image_size <= LARGEST_IN_MEMORY else None
+
+
+def read_set(source: ImageSet, size: int | None, skip_broken: bool = False,
+             held_out: frozenset[bytes] = frozenset()) -> tuple[ImageSet, frozenset[bytes], dict]:
+    """Open every image once: the set, its fingerprints, and what was left out of it.
+
+    The images are decoded unless `size` is None. Those that equal one of `held_out` are left out,
+    and so, with `skip_broken`, are files that cannot be read. InputError if nothing remains.
+    """
+    items = source.files if source.pixels is None else source.pixels.permute(0, 2, 3, 1).numpy()
+    found = images.inspect_all(items, size, skip_broken)
+    good = [row for row, (_, seen) in enumerate(found) if seen and seen not in held_out]
+    skipped = [items[row] for row, (_, seen) in enumerate(found) if not seen]
+    removed = len(found) - len(good) - len(skipped)
+    if not good:
+        raise InputError(f"no images for the unlabelled pool: {len(skipped)} unreadable, {removed} "
+                         "equal to held-out images; add images, or ask for fewer labels")
+    kept = source.subset(torch.tensor(good))
+    if size:
+        pixels = torch.from_numpy(np.stack([found[row][0] for row in good]))
+        kept = replace(kept, pixels=pixels, files=())
+    return (kept, frozenset(seen for _, seen in found),
+            {"removed_from_pool": removed, "skipped_files": skipped})
+
+
+def read_splits(found: Splits, image_size: int, skip_broken: bool = False) -> Splits:
+    """Open the images of all four sets; `skip_broken` holds for the pool alone."""
+    size = size_to_read(image_size, found.labeled, found.unlabeled, found.validation, found.test)
+    labeled, learning, _ = read_set(found.labeled, size)
+    validation, choosing, _ = read_set(found.validation, size)
+    test, reporting, _ = read_set(found.test, size)
+    for name, held_out in ("validation", choosing), ("test", reporting):
+        if held_out <= learning:
+            raise InputError(f"every {name} image is also a labelled one: accuracy on them would "
+                             "say nothing; give other images")
+    # "We filter the ImageNet validation set images from the dataset", section 3.1.
+    # paper: how is left to its reference [58]; here: images with the same pixels, which needs no
+    # model and never takes away an image that only looks alike.
+    pool, _, notes = read_set(found.unlabeled, size, skip_broken, choosing | reporting)
+    notes["labeled_and_held_out"] = len(learning & (choosing | reporting))
+    return Splits(labeled, pool, validation, test, notes)
+
+
+# ---- One folder ----
+
+
+def read_folder(folder: str | Path, image_size: int, classes: Iterable[str] = ()) -> ImageSet:
+    """A labelled folder (<class>/<image>) on its own; InputError if it has not these classes."""
+    found = images.list_classes(folder, classes)
+    return read_set(found, size_to_read(image_size, found))[0]
+
+
+def read_pool(folder: str | Path, classes: Iterable[str]) -> ImageSet:
+    """An unlabelled folder of any nesting: its files by name; InputError if there are none.
+
+    None is opened. A large pool takes hours to decode, so that happens once, when a teacher labels
+    it, and broken files and held-out images are found then.
+    """
+    files = images.list_files(folder)
+    if not files:
+        raise InputError(f"{folder}: no images in the unlabelled folder; add some")
+    labels = torch.tensor([UNKNOWN]).expand(len(files))  # one number in memory, not N
+    return ImageSet(labels, tuple(classes), files=tuple(files))
+
+
+def into_memory(source: ImageSet, image_size: int) -> ImageSet:
+    """The same set, its files decoded if they are small and few: they need it in each epoch."""
+    size = size_to_read(image_size, source)
+    return read_set(source, size)[0] if size else source

@@ -1,0 +1,110 @@
+"""Files written whole or not at all, and whether they belong to the settings at hand."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from torch import Tensor
+
+from support import InputError, devices
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file that takes its name only when complete: killed, the old one stays.
+
+    InputError if the disk is full or the place cannot be written to; the old file stays then too.
+    """
+    temporary = Path(f"{path}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # torch.save raises others on top of a full disk's OSError.
+        while error.__context__ and not isinstance(error, OSError):
+            error = error.__context__
+        raise InputError(f"{path}: not written ({error}); make room or choose another place"
+                         ) from None
+
+
+def write_json(path: str | Path, contents: dict) -> None:
+    """Write a dict as a JSON file, as `write_atomically` does."""
+    text = json.dumps(contents, indent=1).encode()
+    write_atomically(path, lambda file: file.write(text))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents where they are missing, or raise InputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: not made ({error}); choose another place") from None
+
+
+def digest(*parts: bytes | str | np.ndarray | Tensor) -> str:
+    """A hash of the contents of all parts, in their order, as 32 hexadecimal digits."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.cpu().numpy()
+        hashed.update(os.fsencode(part) if isinstance(part, str) else np.ascontiguousarray(part))
+    return hashed.hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name without commas and spaces, for a file."""
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def plain(settings: dict) -> dict:
+    """Settings as JSON gives them back: tuples become lists, keys text."""
+    return json.loads(json.dumps(settings))
+
+
+def require_same(path: str | Path, found: dict, wanted: dict) -> None:
+    """InputError unless the settings found in a file are the wanted ones; it names the first
+    setting that differs. Settings that only the file has are no difference; parts of one are.
+    """
+    for key, value in plain(wanted).items():
+        known = found.get(key) if isinstance(found, dict) else None
+        if isinstance(value, dict) and isinstance(known, dict):
+            require_same(path, known, dict.fromkeys(known) | value)
+        elif known != value:
+            raise InputError(f"{path} belongs to a run with other settings ({key}: {known!r:.70}, "
+                             f"not {value!r:.70}): give what it was made with, or another output")
+
+
+@contextlib.contextmanager
+def claim(folder: Path, settings: dict) -> Iterator[None]:
+    """Make a run's folder, or continue in it.
+
+    InputError if it belongs to other settings, or while another process is at it.
+    """
+    if devices.rank() > 0:  # of torchrun's processes the first one does
+        yield
+        return
+    path = folder / "config.json"
+    make_folder(folder)
+    if not path.exists():
+        write_json(path, settings)
+    with open(path) as file:
+        try:
+            require_same(path, json.load(file), settings)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise InputError(f"{path} is damaged: remove it, or choose another output") from None
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is at this run; wait for it, or choose "
+                             "another output") from None
+        except OSError:
+            pass  # a file system without locks
+        yield

@@ -1,0 +1,253 @@
+"""A folder of pseudo labels: filled by many processes, complete at once or refused.
+
+    confidence.npy, class.npy     (M,) of every image of the pool, from pass 1
+    unique.npy                    (U,) the selected images: rising positions in the pool
+    balanced.npy                  (K,) the images to train on: rows of unique, with duplicates
+    targets.npy                   (U, num_classes) float16, from pass 2
+    target_class.npy              (U,) the teacher's class of the same
+    labels.json                   settings, counts, accuracy; written last
+    progress/                     what is done, until then
+
+pseudo_label.py says what is in them and in which order they are made.
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from support import InputError, devices, files, images
+from support.images import ImageSet
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoLabels:
+    """The selected images of a pool with their targets, as a student trains on them."""
+
+    images: ImageSet  # the U unique ones
+    targets: np.ndarray  # (U, num_classes) float16
+    balanced: np.ndarray  # (K,) int64: rows of both, with duplicates
+    kind: str = "soft"  # of the targets, or hard: their largest entry alone
+    unique: np.ndarray | None = None  # (U,) int64: rising positions in the pool
+    counts: dict = field(default_factory=dict)  # pool, confident, unique, balanced, ...: images
+    top1: float | None = None  # accuracy in percent of the unique ones whose true class is known
+    per_class: dict = field(default_factory=dict)  # the same counts by class
+
+    def summary(self) -> str:
+        """What became of the pool, in words."""
+        total, once, balanced = (self.counts[key] for key in ("pool", "unique", "balanced"))
+        return (f"{once:,} of {total:,} images kept, {total - once:,} dropped, "
+                f"{balanced - once:,} duplicates added")
+
+
+SELECTION = "threshold", "per_class", "balance", "seed", "held_out"  # the settings of `select`
+
+
+class Unfinished(Exception):
+    """Other shards of this pool have not been labelled yet; the message names them."""
+
+
+def pool_settings(pool: ImageSet) -> dict:
+    """What tells one pool from another: its images (or file names), and its classes."""
+    return {"pool": images.digest(pool), "classes": list(pool.classes)}
+
+
+def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
+    """The pseudo labels of a folder, the arrays memory-mapped.
+
+    Raises InputError if they are not complete, of another pool, or made with other settings.
+    """
+    folder = Path(folder)
+    try:
+        known = json.loads((folder / "labels.json").read_text())
+        made_with, counts = known["settings"], known["counts"]
+        shapes = {"unique": (counts["unique"],), "balanced": (counts["balanced"],),
+                  "targets": (counts["unique"], len(made_with["classes"]))}
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape:
+                raise ValueError(f"{name}.npy has the shape {arrays[name].shape}, not {shape}")
+        facts = {key: known[key] for key in ("counts", "top1", "per_class")}
+        facts["kind"] = made_with["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} holds no complete pseudo labels ({error}): delete it and run "
+                         "pseudo_label.py again") from None
+    files.require_same(folder / "labels.json", made_with, pool_settings(pool) | (settings or {}))
+    return PseudoLabels(pool.subset(torch.tensor(arrays["unique"])), **facts, **arrays)
+
+
+class LabelStore:
+    """The folder while it is filled, by this process and others.
+
+    Args:
+        folder: begun here, or continued; InputError if it was begun with other settings.
+        settings: all that decides the labels but the pool; JSON-able. Rows are made, and kept, in
+            multiples of its "batch_size".
+        images_of: earlier labels of the pool, whose choice of images is taken over; or None.
+        shard: "i/n": this process makes shard i of n; None: by the processes of torchrun.
+        progress: name of the progress bars; None: no bars.
+    """
+
+    def __init__(self, folder: str | Path, pool: ImageSet, settings: dict,
+                 images_of: str | Path | None = None, shard: str | None = None,
+                 progress: str | None = None):
+        self.folder, self.pool, self.progress = Path(folder), pool, progress
+        self.batch = settings["batch_size"]
+        shard = shard or f"{devices.rank()}/{devices.world_size()}"
+        self.shard = tuple(int(n) for n in shard.split("/") if n.isdecimal())
+        if len(self.shard) != 2 or self.shard[0] >= self.shard[1]:
+            raise InputError(f"--shard {shard}: give I/N, a shard from 0/N to N-1/N")
+        self.settings = settings | pool_settings(pool) | {"images_of": None}
+        self.source = images_of and Path(images_of)
+        if images_of:
+            read(images_of, pool)
+            earlier = json.loads((self.source / "labels.json").read_text())["settings"]
+            self.settings |= {key: earlier[key] for key in SELECTION}
+            self.settings["images_of"] = earlier["teacher"]
+        if self.complete():
+            read(self.folder, pool, self.settings)
+            return
+        begun = self.folder / "progress" / "settings.json"
+        try:
+            files.require_same(begun, json.loads(begun.read_text()), self.settings)
+        except OSError:  # nothing was begun, or another shard has just completed it
+            if devices.rank() == 0 and not self.complete():
+                files.make_folder(begun.parent)
+                for name in ("unique", "balanced"):  # of labels whose labels.json was removed
+                    (self.folder / f"{name}.npy").unlink(missing_ok=True)
+                self._write("progress/settings.json", self.settings)
+        devices.wait_for_all()
+
+    def complete(self) -> bool:
+        """Whether everything is there; another shard may complete the folder at any time."""
+        return (self.folder / "labels.json").exists()
+
+    def _write(self, name: str, contents: dict | np.ndarray) -> None:
+        """A JSON or .npy file, whole or not there; several shards may write the same one."""
+        path = self.folder / name
+        own = path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}")
+        if isinstance(contents, dict):
+            files.write_json(own, contents)
+        else:
+            files.write_atomically(own, lambda file: np.save(file, contents))
+        os.replace(own, path)
+
+    def load(self, name: str) -> np.ndarray:
+        """One of the arrays, memory-mapped."""
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def fill(self, step: str, names: tuple[str, ...], total: int,
+             make: Callable[[range], tuple[Tensor, ...]]) -> list[np.ndarray]:
+        """Arrays of `total` rows, of which make(part) gives the rows of a part of range(total).
+
+        The rows are cut into chunks, of which shard i of n makes the i-th, the (i + n)-th, ... A
+        chunk is done when its rows are on the disk and then, as a mark of that, an empty file: it
+        is never made again. Raises Unfinished while chunks of other shards are missing.
+        """
+        # About a hundred chunks, so that little is lost, but none of over a hundred batches.
+        size = self.batch * min(max(total // (100 * self.batch), 1), 100)
+        bounds = [*range(0, max(total - size, 0) + 1, size), total]  # the last takes the rest, too
+        marks = [self.folder / "progress" / f"{step}-{n:06}" for n in range(len(bounds) - 1)]
+        number, count = self.shard
+        parts = [(marks[n], range(*bounds[n: n + 2])) for n in range(number, len(marks), count)]
+        narrow = torch.int16 if len(self.pool.classes) <= 2**15 else torch.int32
+        with tqdm(desc=f"{self.progress}, {step}", total=sum(len(part) for _, part in parts),
+                  unit=" images", disable=self.progress is None or devices.rank() > 0) as bar:
+            for mark, part in parts:
+                if not mark.exists() and not self.complete():
+                    for name, rows in zip(names, make(part), strict=True):
+                        if rows.dtype == torch.int64:  # classes
+                            rows = rows.to(narrow)
+                        write_rows(self.folder / f"{name}.npy", rows.numpy(), part.start, total)
+                    files.write_atomically(mark, lambda file: None)
+                bar.update(len(part))
+        devices.wait_for_all()
+        missing = {n % count for n, mark in enumerate(marks) if not mark.exists()}
+        if missing and not self.complete():
+            raise Unfinished(f"{self.folder}: {step} of shard {number}/{count} is done, that of "
+                             f"{', '.join(map(str, sorted(missing)))} is missing: run them, then "
+                             "this one again")
+        return [self.load(name) for name in names]
+
+    def once(self, select: Callable[[], np.ndarray]) -> np.ndarray:
+        """The unique images, from the positions in the pool that `select` gives: chosen once, by
+        one process, or taken over from `images_of`. InputError if none is selected.
+        """
+        if devices.rank() == 0 and not (self.folder / "balanced.npy").exists():
+            if self.source:
+                for name in ("confidence", "class", "unique", "balanced"):  # the last one last
+                    self._write(f"{name}.npy", np.load(self.source / f"{name}.npy", mmap_mode="r"))
+            else:
+                positions, confidence = select(), self.load("confidence")
+                if not len(positions):
+                    raise InputError(
+                        f"no unlabelled image has a confidence over {self.settings['threshold']} "
+                        f"(the largest is {confidence.max():.3f}): train the teacher longer, or "
+                        "lower this")
+                used = np.zeros(len(confidence), bool)
+                used[positions] = True
+                self._write("unique.npy", np.flatnonzero(used))
+                self._write("balanced.npy", used.cumsum()[positions] - 1)
+        devices.wait_for_all()
+        return self.load("unique")
+
+    def finish(self) -> PseudoLabels:
+        """Count, write labels.json, and return the labels."""
+        if devices.rank() == 0 and not self.complete():
+            self._write("labels.json", {"settings": self.settings} | self._count())
+            shutil.rmtree(self.folder / "progress", ignore_errors=True)
+        devices.wait_for_all()
+        return read(self.folder, self.pool, self.settings)
+
+    def _count(self) -> dict:
+        """How many images each step kept, by class, too, and how many labels are right."""
+        confidence, guess, unique, balanced, label = map(
+            self.load, ("confidence", "class", "unique", "balanced", "target_class"))
+        usable = confidence > 0  # zero: a file that cannot be read, or a held-out image
+        kept = {"pool": guess[usable], "confident": guess[confidence > self.settings["threshold"]],
+                "unique": guess[unique], "balanced": guess[unique[balanced]]}
+        counts = {name: len(classes) for name, classes in kept.items()}
+        classes, truth = self.pool.classes, self.pool.labels.numpy()
+        per_class = {name: np.bincount(numbers, minlength=len(classes)).tolist()
+                     for name, numbers in kept.items()}
+        if (truth == images.NO_CLASS).any():
+            counts["of_no_class"] = int((truth[unique] == images.NO_CLASS).sum())
+        left_out = [self.pool.files[i] for i in np.flatnonzero(~usable)]
+        if left_out:
+            counts["left_out"] = len(left_out)
+            tqdm.write(f"{len(left_out)} files left out, unreadable or equal to held-out images: "
+                       + images.first_names(left_out))
+        empty = [name for name, n in zip(classes, per_class["unique"], strict=True) if n == 0]
+        if empty:
+            tqdm.write(f"no pseudo label for {', '.join(empty)}: the student learns these classes "
+                       "from the labels alone")
+        right = (label == truth[unique])[truth[unique] >= 0]
+        return {"counts": counts, "top1": 100 * float(right.mean()) if len(right) else None,
+                "per_class": per_class, "left_out": left_out}
+
+
+def write_rows(path: Path, rows: np.ndarray, first: int, total: int) -> None:
+    """Put rows first, first + 1, ... of an array of `total` rows into its file, and on the disk.
+
+    Each process writes its own bytes and the same header. (A memory map would write whole pages,
+    and with them the rows of others as this machine saw them last.)
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+            header = np.lib.format.header_data_from_array_1_0(rows)
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (total, *rows.shape[1:])})
+            file.seek(first * rows[0].nbytes, os.SEEK_CUR)
+            file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path}: not written ({error}); make room or choose another place"
+                         ) from None

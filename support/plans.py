@@ -1,0 +1,123 @@
+"""The small plans: for each generation its name, what it changes of TrainConfig, and of Labelling;
+and how a command line changes a plan.
+
+A hundred or a few thousand labels are seen hundreds of times in minutes instead of days, so Adam's
+step replaces RMSProp's (which needs a warm-up of many epochs), a cosine to zero the decay by 0.97,
+and the averages are over shorter spans. All was chosen on validation (results/).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from support import InputError, batches
+from support.devices import Machine
+from support.images import ImageSet
+
+FEW_LABELS = {
+    "image_size": 32, "rand_augment_magnitude": 5.0, "optimizer": "adamw", "weight_decay": 0.02,
+    "schedule": "cosine", "dropout": 0.2,
+}
+# paper: two operations, pseudo labels as they are; here: one operation, since two leave models of
+# this size underfit, and pseudo labels sharpened by a temperature.
+DEMO = FEW_LABELS | {
+    "arch": "0.25x0.5", "rand_augment_operations": 1, "batch_size": 64, "unlabeled_ratio": 2,
+    "learning_rate": 0.04, "ema_decay": 0.98, "epochs": 750.0, "evaluate_epochs": 75.0,
+}
+SHARP = {"temperature": 0.5}
+# Half the rate, at which 4,000 labels train more steadily (results/cifar10.md), and as many
+# pseudo-labelled images as labelled ones, for the time's sake.
+CIFAR_CPU = DEMO | {
+    "arch": "0.5x0.5", "unlabeled_ratio": 1, "learning_rate": 0.02, "ema_decay": 0.99,
+    "epochs": 150.0, "evaluate_epochs": 10.0,
+}
+# authors: no RandAugment for B0 and B1 on ImageNet; here: some, as own sets have fewer labels.
+OWN = FEW_LABELS | {
+    "arch": "b0", "image_size": 224, "batch_size": 64, "rand_augment_magnitude": 6.0,
+    "learning_rate": 0.002, "ema_decay": 0.999, "epochs": 100.0,
+}
+CIFAR = FEW_LABELS | {
+    "arch": "b0", "small_images": True, "batch_size": 128, "unlabeled_ratio": 7,
+    "learning_rate": 0.004, "ema_decay": 0.999, "epochs": 200.0, "evaluate_epochs": 10.0,
+    "precision": "bfloat16",
+}
+
+GENERATIONS = {
+    "demo": (
+        ("teacher", DEMO, {}),
+        ("student 1", DEMO, SHARP | {"per_class": 800}),
+        ("student 2", DEMO | {"arch": "0.35x0.5"}, SHARP | {"per_class": 800}),
+    ),
+    "cifar10-cpu": (
+        # Without RandAugment, as the authors' B0; with it, it is worse on validation.
+        ("teacher", CIFAR_CPU | {"rand_augment_operations": 0}, {}),
+        ("student 1", CIFAR_CPU, SHARP),
+        ("student 2", CIFAR_CPU, SHARP),
+    ),
+    "cifar10": (("teacher", CIFAR, {}), ("student 1", CIFAR, {}), ("student 2", CIFAR, {})),
+    "own": (("teacher", OWN, {}), ("student 1", OWN, {}), ("student 2", OWN, {})),
+}
+
+
+def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablations: dict,
+               changes: dict, scaling: Callable, recipe: Callable) -> tuple:
+    """A plan's generations with the command line's changes.
+
+    Args:
+        generations: iterate.Generation, the teacher and its students; flags: iterate.Flags.
+        labelling, ablations, changes: fields of their labelling, of themselves, of their config.
+        scaling, recipe: model.scaling and train.recipe.
+    """
+    if not flags.filter:
+        labelling = labelling | {"threshold": 0.0}
+    archs, chosen = flags.arch or [generation.config.arch for generation in generations], []
+    for number, arch in enumerate(archs * len(generations) if len(archs) == 1 else archs):
+        generation = generations[min(number, len(generations) - 1)]
+        config, (_, _, resolution, dropout) = generation.config, scaling(arch)
+        if plan == "paper" and arch != config.arch:  # 800 pixels are L2's
+            config = recipe(arch)
+            generation = replace(generation, fixed_resolution=800 if arch == "l2" else None)
+        elif flags.arch and "x" not in arch:
+            config = replace(config, dropout=dropout)
+            if plan == "own":
+                config = replace(config, image_size=resolution)
+        if number and not flags.noise:  # table 6, "student w/o Aug, SD, Dropout"
+            config = replace(config, augment_unlabeled=False, model_noise_unlabeled=False)
+        config = replace(config, **{"arch": arch, "seed": flags.seed} | changes)
+        chosen.append(replace(
+            generation, name=f"student {number}" if number else "teacher", config=config,
+            labelling=replace(generation.labelling, **labelling), **ablations))
+    return tuple(chosen)
+
+
+def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_model: Callable,
+          smaller_students: bool) -> None:
+    """InputError, before anything is written, for what would stop the loop in the middle."""
+    parameters = []
+    for generation in generations:
+        size, fixed = generation.config.image_size, generation.fixed_resolution
+        if fixed and fixed < size:
+            raise InputError(f"--fixed-resolution {fixed}: give --image-size, {size}, or more")
+        for wanted in {size, fixed or size}:
+            if labeled.pixels is not None and wanted != labeled.pixels.shape[-1]:
+                raise InputError(f"these images are {labeled.pixels.shape[-1]} pixels large in "
+                                 "memory: --image-size and --fixed-resolution cannot be "
+                                 f"{wanted} here")
+        # The teacher's batch, and that of labels alone.
+        batches.check(generation.on_labels_only().config, labeled, None, machine)
+        with torch.device("meta"):
+            network = build_model(generation.config, len(labeled.classes))
+        parameters.append(sum(weight.numel() for weight in network.parameters()))
+    for number in range(1, len(generations)):
+        teacher, student = (one.config for one in generations[number - 1: number + 1])
+        if generations[number].from_teacher and (teacher.arch, teacher.small_images) != (
+                student.arch, student.small_images):
+            raise InputError(f"--from-teacher: a {student.arch} cannot start from the weights of a "
+                             f"{teacher.arch}; give one --arch for all generations")
+        before, now = parameters[number - 1: number + 1]
+        if now < before and not smaller_students:
+            raise InputError(
+                f"{generations[number].name} ({student.arch}, {now:,} parameters) is smaller than "
+                f"its teacher ({teacher.arch}, {before:,}): the method wants it equal or larger; "
+                "choose a larger --arch, or pass --allow-smaller-student")

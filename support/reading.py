@@ -1,0 +1,134 @@
+"""From images to batches: the one reader and its worker processes, and a function of all images."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
+
+from support import InputError, devices, images
+from support.images import ImageSet
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    decode: Callable
+
+    def __getitem__(self, keys: list) -> Tensor | list[Tensor] | InputError:
+        try:
+            return default_collate([self.decode(key) for key in keys])
+        except InputError as error:  # raised here it would come with a worker's traceback
+            return error
+
+
+def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterator:
+    """For each list of keys in `batches` what `decode(key)` returns for them, stacked.
+
+    `workers` processes decode, each at most two batches ahead (so `batches` may be endless). An
+    array becomes (B, ...), a tuple of arrays a list of such. An InputError is raised here.
+    """
+    own = torch.Generator()  # or the loader would draw from torch's global one
+    for batch in DataLoader(_Decoder(decode), sampler=batches, batch_size=None,
+                            num_workers=workers, generator=own):
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def check_size(source: ImageSet, image_size: int) -> None:
+    """InputError if the images are in memory, at another size."""
+    if source.pixels is not None and source.pixels.shape[-1] != image_size:
+        raise InputError(f"the images in memory have {source.pixels.shape[-1]} px, not the "
+                         f"{image_size} px asked for; read the data at that size")
+
+
+def _view(file: str, image_size: int, held_out: frozenset[bytes] | None) -> tuple:
+    if held_out is None:
+        return images.to_array(images.center_crop(images.read_image(file), image_size)), True
+    pixels, fingerprint = images.inspect(file, image_size, skip_broken=True)
+    if not fingerprint or fingerprint in held_out:
+        return np.zeros((3, image_size, image_size), np.uint8), False
+    return pixels, True
+
+
+def clean(source: ImageSet, batches: Iterable[Tensor], image_size: int, workers: int = 0,
+          held_out: frozenset[bytes] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each (B,) tensor of indices the central squares of the images, and which are usable.
+
+    held_out: fingerprints of images that must not be labelled, for files that nobody has opened
+    yet: they and unreadable files are not usable, and black. None: an unreadable file is an
+    InputError, and all are usable. Yields ((B, 3, S, S) uint8, (B,) bool).
+    """
+    check_size(source, image_size)
+    if source.pixels is None:
+        view = partial(_view, image_size=image_size, held_out=held_out)
+        files = ([source.files[i] for i in batch.tolist()] for batch in batches)
+        yield from read(view, files, workers)
+    else:
+        for batch in batches:
+            yield source.pixels[batch], torch.ones(len(batch), dtype=torch.bool)
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: nn.Module, noised: bool = False) -> Iterator[None]:
+    """Inside, every module is in evaluation mode; afterwards each is in its own again.
+
+    noised: dropout and stochastic depth stay on; BatchNorm's statistics of a batch are no noise.
+    """
+    modes = {module: module.training for module in network.modules()}
+    try:
+        for module in modes:
+            module.training = noised and not isinstance(module, nn.BatchNorm2d)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def size_for(image_size: int) -> int:
+    """How many images to predict together: 500 of 128x128 pixels, of larger ones fewer.
+
+    So L2's largest map at 800 pixels, 276 MB an image, takes 3 GB, and B0's at 224 less than 1 GB.
+    """
+    return max(1, 500 * 128**2 // max(128, image_size)**2)
+
+
+@torch.no_grad()
+def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor, image_size: int,
+             size: int | None, device: torch.device, workers: int, progress: str | None,
+             chance: tuple[int, ...] | None, held_out: frozenset[bytes] | None) -> Tensor:
+    """The rows (M, ...) of function(batch) for all clean images, on the CPU.
+
+    Args:
+        size: images of a batch; None: what `size_for` says.
+        chance: numbers that decide the random numbers of `function`, with the batch's own; None:
+            it draws none.
+        held_out: see `clean`; the rows of images that are not usable are zero.
+    """
+    if isinstance(source, Tensor):
+        source = ImageSet(torch.full((len(source),), images.UNKNOWN), (), source)
+    if source.pixels is not None:
+        image_size = source.pixels.shape[-1]
+    size = min(size or size_for(image_size), len(source))
+    size += -size % devices.mesh_size(device)
+    order, results, usable = torch.arange(len(source)).split(size), [], []
+    bar = tqdm(clean(source, order, image_size, workers, held_out), progress, len(order),
+               unit="batch", disable=progress is None)
+    for number, (batch, good) in enumerate(bar):
+        usable.append(good)
+        if len(batch) < size:  # the last one: filled up, so that XLA compiles once
+            batch = F.pad(batch, (0, 0) * 3 + (0, size - len(batch)))
+        with devices.own_chance(device, None if chance is None else (*chance, number)):
+            results.append(devices.collect(function(devices.place(batch, device))))
+        devices.finish_step(device)
+        if number:  # fetched one batch late: the device works on the next one meanwhile
+            results[-2] = results[-2].cpu()
+    rows = torch.cat([rows.cpu() for rows in results])[: len(source)]
+    rows[~torch.cat(usable)] = 0
+    return rows

@@ -1,0 +1,192 @@
+"""A training run: its checkpoint, the state to continue from, its log.
+
+The run of x.pt has three files:
+
+    x.pt        the checkpoint, written last: where it exists the run is finished
+    x.resume    until then, the state to continue from
+    x.jsonl     the log, one JSON object a line (a loop of several runs shares one log)
+
+Each but the log carries the settings it was made with. Of the processes of a run the first one
+alone writes.
+"""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from support import InputError, devices
+from support.files import make_folder, plain, require_same, write_atomically
+
+
+def to_host(state: object) -> object:
+    """A copy of a state dict, nested or not, with its tensors on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: to_host(value) for key, value in state.items()}
+    return [to_host(value) for value in state] if isinstance(state, list) else state
+
+
+class Run:
+    """One training run, of anything that has `state_dict` and `load_state_dict`.
+
+    Args:
+        out: the checkpoint to write.
+        settings: all that decides the result; JSON-able. InputError if `out`, or the state beside
+            it, was made with others.
+        steps: how many there are.
+        every: steps between two times of each of "log", "evaluate" and "save".
+        name: of the run, in the log and before the progress bar.
+        log: JSON-lines file to append to; default: beside the checkpoint.
+    """
+
+    def __init__(self, out: str | Path, settings: dict, steps: int, *, every: dict[str, int],
+                 name: str, log: str | Path | None = None):
+        self.out, self.settings, self.total = Path(out), plain(settings), steps
+        if self.out.suffix in (".resume", ".jsonl"):
+            raise InputError(f"{out}: such a name is taken beside a checkpoint; use "
+                             f"{self.out.stem}.pt")
+        stem = self.out.with_suffix("") if self.out.suffix in (".pt", ".pth") else self.out
+        self.state, self.log_file = Path(f"{stem}.resume"), Path(log or f"{stem}.jsonl")
+        self.every, self.name, self.first, self.images, self.figures = every, name, 0, 0, {}
+        self.finished = self.out.exists()
+        if self.finished:
+            self._read(self.out)
+            if devices.rank() == 0:
+                self.state.unlink(missing_ok=True)  # killed just before it did so itself
+        else:
+            make_folder(self.out.parent)
+
+    def _read(self, path: Path) -> dict:
+        """What `_write` wrote; InputError if it is something else or belongs to another run."""
+        try:
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+            found = json.loads(contents["meta"])
+        except Exception:  # another kind of file, or a directory, raises nearly anything
+            raise InputError(f"{path} is in the way and not a checkpoint of train.py: remove it, "
+                             "or choose another output") from None
+        require_same(path, found, self.settings)
+        return contents
+
+    def _write(self, path: Path, contents: dict) -> None:
+        if devices.rank() == 0:
+            contents = {"meta": json.dumps(self.settings)} | contents
+            write_atomically(path, lambda file: torch.save(contents, file))
+        devices.wait_for_all()
+
+    def resume(self, **parts: object) -> int:
+        """The step to go on from, counted from 0, with the parts as they were then."""
+        self.parts = parts
+        if self.state.exists():
+            state = self._read(self.state)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            self.first = state["step"]
+        return self.first
+
+    def steps(self, batches: Iterable) -> Iterator[tuple]:
+        """(step, batch) to the last one, under a progress bar and with the log open."""
+        self.bar = tqdm(batches, self.name, self.total, initial=self.first, unit="step",
+                        disable=devices.rank() > 0,
+                        mininterval=0.5 if sys.stderr.isatty() else 20)
+        self.started = time.perf_counter()
+        with open_log(self.log_file, self.name, self.first) as self.write_line:
+            for step, batch in enumerate(self.bar, start=self.first):
+                self.images += len(batch)
+                yield step, batch
+
+    def due(self, what: str, step: int) -> bool:
+        """Whether to "log", "evaluate" or "save" after this step; a save comes with a log."""
+        if step + 1 == self.total:
+            return what != "save"
+        return (step + 1) % self.every[what] == 0 or what == "log" and self.due("save", step)
+
+    def log(self, step: int, **figures: float) -> None:
+        """Add a line to the log, and to the progress bar; FloatingPointError if the loss is NaN."""
+        if "loss" in figures:
+            speed = self.images / (time.perf_counter() - self.started)
+            figures["images_per_second"] = round(speed, 1)
+        self.figures |= figures
+        if not math.isfinite(figures.get("loss", 0)):
+            raise self._diverged(f"the loss is {figures['loss']} at step {step}")
+        self.write_line({"step": step, **figures})
+        shown = {name: f"{self.figures[key]:{form}}" for name, key, form in (
+            ("loss", "loss", ".3f"), ("val", "val_top1", ".1f"),
+            ("images_s", "images_per_second", ".0f")) if key in self.figures}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def save(self, step: int) -> None:
+        """Keep the state after this step; FloatingPointError if a weight is not finite."""
+        state = {name: to_host(part.state_dict()) for name, part in self.parts.items()}
+        if not all(value.isfinite().all() for value in state["network"].values()):
+            raise self._diverged(f"weights are not finite after step {step}")
+        self._write(self.state, {"step": step + 1, **state})
+
+    def finish(self, **contents: object) -> Path:
+        """Write the checkpoint, which ends the run, and return its path."""
+        self._write(self.out, contents)
+        if devices.rank() == 0:
+            self.state.unlink(missing_ok=True)
+        return self.out
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        kept = f"; {self.state} holds the last finite state" if self.state.exists() else ""
+        return FloatingPointError(
+            f"{self.name}: {what}, learning rate {self.figures['learning_rate']:.3g}. Try a lower "
+            f"one or a longer warm-up, and another output{kept}")
+
+
+@contextlib.contextmanager
+def open_log(path: Path, name: str, first: int) -> Iterator[Callable[[dict], None]]:
+    """A function that adds a line to the log, and to TensorBoard where that is installed."""
+    if devices.rank() > 0:
+        yield lambda line: None
+        return
+    try:
+        trim_log(path, name, first)
+    except OSError as error:
+        raise InputError(f"{path}: not read ({error}); choose another place") from None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        board = SummaryWriter(str(path.parent / "tensorboard" / name), purge_step=first)
+    except ImportError:
+        board = None
+
+    def write(line: dict) -> None:
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps({"name": name, **line}) + "\n")
+        except OSError as error:
+            raise InputError(f"{path}: not written ({error}); make room: the same command "
+                             "continues") from None
+        for key in (line.keys() - {"step"} if board else ()):
+            board.add_scalar(key, line[key], line["step"])
+
+    yield write
+    if board:
+        board.close()
+
+
+def trim_log(path: Path, name: str, first: int) -> None:
+    """Drop the lines that an interrupted run wrote from step `first` on: they come again."""
+    if not path.exists():
+        return
+    kept, lines = [], path.read_text(errors="replace").splitlines()
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = json.loads(text)
+            if line["name"] != name or line["step"] < first:
+                kept.append(text + "\n")
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):  # else cut off in the middle
+                raise InputError(f"{path} is in the way and not a log of train.py (line {number}): "
+                                 "choose another output") from None
+    write_atomically(path, lambda file: file.write("".join(kept).encode()))

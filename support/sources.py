@@ -1,0 +1,186 @@
+"""Where the images come from, by the flags of a command line: folders, torchvision, or the demo."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torchvision import datasets as sets
+
+from support import InputError, cli, datasets, devices, images, label_store
+from support.images import ImageSet, Splits
+from support.label_store import PseudoLabels
+
+# The reader of torchvision and its names of the training set, the test set and more images for the
+# pool; the plan of iterate.PLANS that fits, and what the images change of train.TrainConfig.
+PUBLISHED = {
+    "cifar10": (sets.CIFAR10, (True, False), "cifar10", {}),
+    "cifar100": (sets.CIFAR100, (True, False), "cifar10", {}),
+    # authors: no flips; a mirrored digit is none.
+    "svhn": (sets.SVHN, ("train", "test", "extra"), "cifar10", {"flip": False}),
+    # As large as they are: the 113,000 images are held in memory.
+    "stl10": (sets.STL10, ("train", "test", "unlabeled"), "own", {"image_size": 96}),
+    "imagenette": (sets.Imagenette, ("train", "val"), "own", {}),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images: your own, a published set, or by default the demo's"""
+
+    labeled: cli.Folder | None = None  # your labelled images, one folder a class
+    unlabeled: cli.Folder | None = None  # your unlabelled images, nested as you like
+    test: cli.Folder | None = None  # your test images, one folder a class
+    val: cli.Folder | None = None  # your validation images (default: some of the labelled ones)
+    train: cli.Folder | None = None  # a fully labelled folder to split, for research
+    labels_per_class: cli.Count | None = None  # labelled images of each class
+    val_per_class: cli.Count | None = None  # for validation (default: a tenth; 50 in the demo)
+    test_per_class: cli.Count | None = None  # the demo's test images of each class
+    unlabeled_images: cli.Count | None = None  # size of the demo's pool
+    dataset: Literal[tuple(PUBLISHED)] | None = None  # published, read by torchvision
+    root: cli.Folder = "datasets"  # where torchvision keeps its datasets
+
+
+# ---- Their images ----
+
+
+def read_folders(source: Source, image_size: int) -> Splits:
+    """Labelled, test and validation folders (<class>/<image>), and a pool of any nesting.
+
+    Without `val` the labelled folder is split, and without `unlabeled` the pool is what
+    `datasets.split` leaves of it, its labels kept, as research does. Broken files are left out of
+    `unlabeled`, and an InputError elsewhere.
+    """
+    labeled, pool = images.list_classes(source.labeled or source.train), None
+    test = images.list_classes(source.test, labeled.classes)
+    if source.val is None:
+        labeled, pool, validation = datasets.split(
+            labeled, source.labels_per_class, source.val_per_class)
+    elif source.val_per_class is None:
+        validation = images.list_classes(source.val, labeled.classes)
+    else:
+        raise InputError("--val and --val-per-class are both given; give one of the two")
+    if source.unlabeled:
+        pool = datasets.read_pool(source.unlabeled, labeled.classes)
+    return datasets.read_splits(Splits(labeled, pool, validation, test), image_size,
+                                skip_broken=bool(source.unlabeled))
+
+
+def read_published(source: Source, image_size: int, seed: int) -> Splits:
+    """A set of PUBLISHED, read from `root` by torchvision and downloaded to it where missing.
+
+    The seed draws the labelled images (None: all others) and the validation images (None: a tenth)
+    of each class from the training set; for Imagenette the file names do. The pool is the rest of
+    the training set and, for SVHN and STL-10, their extra and unlabelled images. InputError without
+    data and network, or if there is too little memory to enlarge the images.
+    """
+    name, root, (reader, parts, _, _) = source.dataset, source.root, PUBLISHED[source.dataset]
+    native = 160 if image_size <= 160 else 320  # Imagenette comes in both sizes
+    edition = {"size": f"{native}px"} if name == "imagenette" else {}
+    try:
+        found = [reader(str(root), part, download=True, **edition) for part in parts]
+    except (OSError, RuntimeError, ImportError) as error:  # no network, damaged, no SciPy, ...
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: neither found in {root} nor downloaded ({reason}); "
+                         "put it there or connect this machine to the network") from error
+    if name == "imagenette":
+        home = Path(root, f"imagenette2-{native}")
+        return read_folders(replace(source, train=home / "train", test=home / "val"), image_size)
+    train, test, *extra = map(as_set, found)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
+    labeled, pool, validation = datasets.split(
+        train.subset(order), source.labels_per_class, source.val_per_class)
+    pool = replace(pool, labels=torch.cat([part.labels for part in (pool, *extra)]),
+                   pixels=torch.cat([part.pixels for part in (pool, *extra)]))
+    native, count = train.pixels.shape[-1], sum(map(len, (train, test, *extra)))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
+    if image_size > native and 2 * count * 3 * image_size**2 > memory:  # a list, and one tensor
+        raise InputError(f"{name}: the memory is too small to enlarge {count:,} images to "
+                         f"{image_size} pixels; leave out --image-size, or give {native}")
+    return datasets.read_splits(Splits(labeled, pool, validation, test), image_size)
+
+
+def as_set(dataset: object) -> ImageSet:
+    """A dataset of torchvision that holds arrays; without names its classes are digits."""
+    pixels, labels = torch.from_numpy(dataset.data), getattr(dataset, "targets", None)
+    if pixels.shape[3] == 3:
+        pixels = pixels.permute(0, 3, 1, 2)
+    labels = torch.tensor(labels or dataset.labels, dtype=torch.int64)
+    return ImageSet(labels, tuple(getattr(dataset, "classes", "0123456789")), pixels.contiguous())
+
+
+# ---- By the flags of the loop ----
+
+# The flags that each kind of source reads.
+READS = {
+    "train": ("test", "labels_per_class", "val_per_class"),
+    "labeled": ("unlabeled", "test", "val", "val_per_class"),
+    "dataset": ("labels_per_class", "val_per_class", "root"),
+    "demo": ("labels_per_class", "val_per_class", "test_per_class", "unlabeled_images"),
+}
+
+
+def plan_for(source: Source, plan: str | None) -> tuple[str, dict]:
+    """The plan, and what the images change of its training.
+
+    None: one by the size of the images, of which a folder's first one tells.
+    """
+    if source.dataset:
+        _, _, own, changes = PUBLISHED[source.dataset]
+        return plan or own, changes
+    folder = source.labeled or source.train
+    if plan or folder is None:
+        return plan or "demo", {}
+    side = max(images.read_image(images.list_classes(folder).files[0]).size)
+    return ("cifar10", {"image_size": max(side, 32)}) if side <= 64 else ("own", {})
+
+
+def choose(source: Source, plan: str, image_size: int, seed: int) -> Splits:
+    """The images that the flags ask for; InputError for a flag that nothing would read."""
+    given = {name: value for name, value in vars(source).items() if value != getattr(Source, name)}
+    kind = next((name for name in READS if name in given), "demo")
+    if unread := sorted(set(given) - {kind, *READS[kind]}):
+        with_what = "the demo's images" if kind == "demo" else f"--{kind}"
+        raise InputError(f"--{unread[0].replace('_', '-')} does not go with {with_what}: leave it "
+                         "out, or give --labeled, --unlabeled and --test")
+    if kind == "train" and not (source.test and source.labels_per_class):
+        raise InputError("--train needs --test DIR and --labels-per-class N")
+    if kind == "labeled" and not (source.test and source.unlabeled):
+        raise InputError("--labeled needs --unlabeled DIR and --test DIR")
+    if kind in ("train", "labeled"):
+        return read_folders(source, image_size)
+    if kind == "dataset":
+        if devices.rank() > 0:
+            devices.wait_for_all()  # one process downloads
+        splits = read_published(source, image_size, seed)
+        if devices.rank() == 0:
+            devices.wait_for_all()
+        return splits
+    if plan != "demo":
+        raise InputError(f"plan {plan} needs images: give --labeled, --unlabeled and --test, or "
+                         "--train and --test, or --dataset")
+    if "unlabeled_images" in given:
+        given["unlabeled"] = given.pop("unlabeled_images")
+    return datasets.demo(seed, **given)
+
+
+# ---- By the flags of one training ----
+
+
+def read_training(flags, image_size: int) -> tuple[ImageSet, ImageSet | None, PseudoLabels | None]:
+    """(labelled, validation, pseudo-labelled) images by the flags of train.py."""
+    if (flags.unlabeled is None) != (flags.pseudo_label_dir is None):
+        raise InputError("--unlabeled and --pseudo-label-dir go together: give both or none")
+    if flags.val and Path(flags.val).resolve() == Path(flags.labeled).resolve():
+        raise InputError(f"--val {flags.val}: these are the labelled images; give others")
+    labeled = datasets.read_folder(flags.labeled, image_size)
+    validation = datasets.read_folder(flags.val, image_size, labeled.classes) if flags.val else None
+    if not flags.unlabeled:
+        return labeled, validation, None
+    pool = datasets.read_pool(flags.unlabeled, labeled.classes)
+    pseudo = label_store.read(flags.pseudo_label_dir, pool,
+                              flags.pseudo_labels and {"kind": flags.pseudo_labels})
+    chosen = datasets.into_memory(pseudo.images, image_size)
+    return labeled, validation, replace(pseudo, images=chosen)

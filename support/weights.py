@@ -1,0 +1,134 @@
+"""Files of weights, read as data, and the names that others give to the same weights.
+
+There are three sources of a state dict, recognised by their keys:
+
+    our own        what train.py saves
+    timm           tf_efficientnet_*: TensorFlow's weights, all released Noisy Student's among them
+    torchvision    efficientnet_*
+
+`our_names` translates the last two; `imitate` adopts what their networks compute in another way.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from support import InputError
+
+
+@contextlib.contextmanager
+def read_checkpoint(path: str | Path, arch: str | None = None) -> Iterator[dict]:
+    """The fields of model.Checkpoint that a file holds: a checkpoint of train.py holds all of them.
+
+    Released weights (a state dict, in PyTorch's or the safetensors format) need their `arch`. The
+    file is read as data: no file can run code here. Whatever goes wrong, also inside the `with`
+    statement, comes out as an InputError of one line.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no checkpoint {path}: train one with train.py")
+    try:
+        if Path(path).suffix == ".safetensors":
+            contents = safetensors.torch.load_file(path)
+        else:
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+        if "meta" in contents:
+            yield _fields(json.loads(contents["meta"]), contents)
+        elif arch is None:
+            raise InputError("released weights; only a checkpoint of train.py names its model")
+        else:
+            yield {"arch": arch, "weights": contents, "classes": None}
+    except Exception as error:  # a broken file, or one of another kind, raises nearly anything
+        reason = " ".join(str(error).split()) if isinstance(error, ValueError) else "not one"
+        raise InputError(f"{path} cannot be read as a checkpoint ({reason})") from None
+
+
+def _fields(meta: dict, contents: dict) -> dict:
+    """model.Checkpoint's fields in a file that train.py has written."""
+    config = meta["config"]
+    same = ("arch", "image_size", "dropout", "survival_prob", "small_images")
+    return {key: config[key] for key in same} | {
+        "weights": contents["model"], "classes": tuple(meta["classes"]),
+        "rand_augment": (config["rand_augment_operations"], config["rand_augment_magnitude"]),
+        "val_top1": contents.get("val_top1"),
+    }
+
+
+def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Copy a state dict into another, or raise InputError if a name or a shape does not fit."""
+    problems = [f"{key} is missing" for key in own.keys() - found.keys()]
+    problems += [f"{key} is unknown" for key in found.keys() - own.keys()]
+    problems += [
+        f"{key} is {tuple(found[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own.keys() & found.keys() if own[key].shape != found[key].shape
+    ]
+    if problems:
+        hint = ""
+        if any("classifier.weight is (" in problem for problem in problems):
+            hint = " (another number of classes needs fresh_classifier=True)"
+        raise InputError(f"the weights do not fit the model in {len(problems)} places{hint}: "
+                         + "; ".join(sorted(problems)[:4]))
+    for key, value in own.items():
+        value.copy_(found[key])
+
+
+# ---- Names ----
+
+# Our name of a layer; timm's and torchvision's. In both the blocks of stage 1, which have no
+# expansion, count their layers anew.
+OUTER = {
+    "stem": ("conv_stem", "features.0.0"), "stem_norm": ("bn1", "features.0.1"),
+    "head": ("conv_head", "features.8.0"), "head_norm": ("bn2", "features.8.1"),
+    "classifier": ("classifier", "classifier.1"),
+}
+STAGE_1 = {
+    "depthwise": ("conv_dw", "block.0.0"), "depthwise_norm": ("bn1", "block.0.1"),
+    "squeeze": ("se.conv_reduce", "block.1.fc1"), "excite": ("se.conv_expand", "block.1.fc2"),
+    "project": ("conv_pw", "block.2.0"), "project_norm": ("bn2", "block.2.1"),
+}
+OTHER_STAGES = {
+    "expand": ("conv_pw", "block.0.0"), "expand_norm": ("bn1", "block.0.1"),
+    "depthwise": ("conv_dw", "block.1.0"), "depthwise_norm": ("bn2", "block.1.1"),
+    "squeeze": ("se.conv_reduce", "block.2.fc1"), "excite": ("se.conv_expand", "block.2.fc2"),
+    "project": ("conv_pwl", "block.3.0"), "project_norm": ("bn3", "block.3.1"),
+}
+
+
+def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the names of model.EfficientNet, from any of the sources."""
+    if "conv_stem.weight" in state_dict:
+        source, block, first = 0, r"blocks\.(\d)\.(\d+)\.(.+)", 0
+    elif "features.0.0.weight" in state_dict:
+        source, block, first = 1, r"features\.([1-7])\.(\d+)\.(.+)", 1
+    else:
+        return dict(state_dict)
+    outer, stage_1, others = ({names[source]: ours for ours, names in table.items()}
+                              for table in (OUTER, STAGE_1, OTHER_STAGES))
+    renamed = {}
+    for key, value in state_dict.items():
+        layer, _, leaf = key.rpartition(".")
+        if match := re.fullmatch(block, layer):
+            stage, number, layer = int(match[1]) - first, match[2], match[3]
+            layer = f"stages.{stage}.{number}.{(others if stage else stage_1).get(layer, layer)}"
+        renamed[f"{outer.get(layer, layer)}.{leaf}"] = value
+    return renamed
+
+
+def imitate(network: nn.Module, state_dict: Mapping[str, Tensor], epsilon: float) -> None:
+    """Let a model.EfficientNet pad and normalise as the source of the state dict does.
+
+    epsilon: BatchNorm's in the weights from TensorFlow, and in our own.
+    """
+    torchvision = "features.0.0.weight" in state_dict
+    if torchvision and network.depth < 2.2:  # its b0 to b4; its b5 to b7 are TensorFlow's, too
+        epsilon = 1e-5
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = epsilon
+        elif hasattr(module, "symmetric"):  # model.Conv2d's padding
+            module.symmetric = torchvision
