@@ -25,9 +25,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from augment import EMPTY, RandAugment, augment_large, example_image, random_resized_crop
+from augment import EMPTY, RandAugment, augment_imagenet, random_resized_crop
+from results.draw_operations import example_image
+from support.batches import Chance
 
-GREY = [EMPTY] * 3
+GRAY = [EMPTY] * 3
 BICUBIC = transforms.InterpolationMode.BICUBIC
 
 
@@ -43,10 +45,10 @@ def example_batch(count: int, size: int) -> torch.Tensor:
 
 def peers(size: int) -> dict[str, Callable]:
     """Each maps one image of size x size pixels to its augmented copy."""
-    options = {"translate_const": size // 3, "img_mean": tuple(GREY)}
+    options = {"translate_const": size // 3, "img_mean": tuple(GRAY)}
     return {
-        "torchvision transforms": transforms.RandAugment(2, 27, 31, fill=GREY),
-        "torchvision v2": v2.RandAugment(2, 27, 31, fill=GREY),
+        "torchvision transforms": transforms.RandAugment(2, 27, 31, fill=GRAY),
+        "torchvision v2": v2.RandAugment(2, 27, 31, fill=GRAY),
         "timm": rand_augment_transform("rand-m9-n2-p1.0", options),  # p1.0: no operation is skipped
     }
 
@@ -73,7 +75,8 @@ def pipeline(count: int) -> dict[str, Callable]:
 
     def ours() -> torch.Tensor:
         crops = [pil_to_tensor(random_resized_crop(photo, 224, generator)) for photo in photos]
-        return augment_large(torch.stack(crops), noise, generator)
+        batch = torch.stack(crops)
+        return augment_imagenet(batch, noise, Chance.of(batch, generator))
 
     timed = {"augment.py": ours}
     for name, peer in peers(224).items():

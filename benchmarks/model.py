@@ -29,8 +29,8 @@ import torchvision
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import device as devices
 import model
+from support import devices
 
 NETWORKS = {
     "model.py": lambda: model.efficientnet("b0"),

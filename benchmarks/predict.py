@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import augment
-import device as devices
 import model
 import pseudo_label
+from support import devices
 
 # Architecture, pixels a side, images, batch: the demo; the paper's choosing teacher on a CPU and on
 # an accelerator.
@@ -54,7 +54,7 @@ def measure(contestants: list[Callable[[], Tensor]], rounds: int) -> list[float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="predict against the bare inference loop.")
-    parser.add_argument("--device", default="auto", choices=devices.NAMES)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or xla")
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds; medians are shown")
     arguments = parser.parse_args()
     device = devices.choose(arguments.device)

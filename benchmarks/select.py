@@ -77,9 +77,9 @@ def plan(first_speed: float, second_speed: float) -> str:
     """The paper's job: disk by file, and hours of one accelerator."""
     balanced = CLASSES * PER_CLASS
     files = {
-        "confidence.npy, class.npy": (PAPER, 4 + 2), "index.npy": (UNIQUE, 8),
+        "confidence.npy, class.npy": (PAPER, 4 + 2), "unique.npy": (UNIQUE, 8),
         "target_class.npy": (UNIQUE, 2), "targets.npy": (UNIQUE, 2 * CLASSES),
-        "selection.npy": (balanced, 8),
+        "balanced.npy": (balanced, 8),
     }
     lines = ["| file | images | bytes each | GB |", "|---|---|---|---|"]
     lines += [f"| {name} | {count:,} | {size:,} | {count * size / 1e9:.2f} |"

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import timm
 import timm.data
 import timm.loss
@@ -31,41 +32,41 @@ import timm.utils
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import augment
-import data
-import device as devices
 import iterate
 import train
+from results.draw_operations import example_image
+from support import datasets, devices, plans
+from support.images import ImageSet
+from support.label_store import PseudoLabels
 
 MAGNITUDE, WORKERS = 9, 2
 
 
-def example_images(count: int, size: int) -> data.ImageSet:
+def example_images(count: int, size: int) -> ImageSet:
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    return data.ImageSet(torch.arange(count) % 10, tuple("0123456789"), pixels)
+    return ImageSet(torch.arange(count) % 10, tuple("0123456789"), pixels)
 
 
 def write_jpegs(folder: Path, count: int) -> None:
     """`count` pictures of 400x400 pixels in ten class folders."""
-    picture = augment.example_image(400)
+    picture = example_image(400)
     for number in range(count):
         place = folder / str(number % 10)
         place.mkdir(parents=True, exist_ok=True)
         picture.rotate(number).save(place / f"{number}.jpg", quality=90)
 
 
-def measure_training(config: train.TrainConfig, images: data.ImageSet, steps: int, warm_up: int,
-                     device: torch.device, compiled: bool) -> float:
+def measure_training(config: train.TrainConfig, images: ImageSet, steps: int, warm_up: int,
+                     machine: devices.Machine) -> float:
     """Images per second of train.train over `steps` steps, after `warm_up` others."""
     total = warm_up + steps
     config = replace(config, epochs=total * config.batch_size / len(images), evaluate_epochs=1e9)
     ratio = config.unlabeled_ratio
     targets = torch.full((len(images), len(images.classes)), 0.1).half().numpy()
-    student = (images, targets) if ratio else (None, None)
+    pseudo = PseudoLabels(images, targets, np.arange(len(images))) if ratio else None
     with tempfile.TemporaryDirectory() as folder:
-        path = train.train(config, images, None, *student, out=Path(folder, "a.pt"),
-                           device=device, compiled=compiled, workers=WORKERS, log_steps=warm_up,
-                           checkpoint_steps=10**9)
+        path = train.train(config, images, None, pseudo, out=Path(folder, "a.pt"),
+                           machine=machine, log_steps=warm_up, checkpoint_steps=10**9)
         lines = [json.loads(line) for line in path.with_suffix(".jsonl").open()]
     lines = [line for line in lines if "images_per_second" in line]
     batch = config.batch_size * (1 + ratio)
@@ -74,11 +75,12 @@ def measure_training(config: train.TrainConfig, images: data.ImageSet, steps: in
                              - first / lines[0]["images_per_second"])
 
 
-def bare_step(config: train.TrainConfig, device: torch.device, compiled: bool) -> tuple:
+def bare_step(config: train.TrainConfig, machine: devices.Machine) -> tuple:
     """A function that runs `steps` steps on random tensors, and the images a step has."""
     labeled, unlabeled = config.batch_size, config.batch_size * config.unlabeled_ratio
+    device = machine.device
     network = train.build_model(config, 10).to(device, memory_format=torch.channels_last).train()
-    forward = torch.compile(network) if compiled else network
+    forward = torch.compile(network) if machine.compile else network
     average, optimizer = train.ModelEMA(network), train.make_optimizer(network, config)
     size = config.image_size
     inputs = torch.randn(labeled + unlabeled, 3, size, size, device=device)
@@ -164,32 +166,35 @@ def main() -> None:
 
     def in_memory(title: str, config: train.TrainConfig, steps: int, warm_up: int,
                   compiled: bool = False) -> None:
-        images, bare = example_images(4096, 32), bare_step(config, device, compiled)
+        machine = devices.Machine(device, WORKERS, compiled)
+        images, bare = example_images(4096, 32), bare_step(config, machine)
         rate(bare, 2)
         compare(title, {
             "bare step": lambda: rate(bare, steps),
             "whole training, images in memory": lambda: measure_training(
-                config, images, steps, warm_up, device, compiled),
+                config, images, steps, warm_up, machine),
         }, rounds)
 
     if device.type == "cuda":
         in_memory("b0 with small_images at 32x32, bfloat16, compiled",
-                  replace(iterate.CIFAR, **rms), 60, 20, compiled=True)
+                  train.TrainConfig(**plans.CIFAR | rms), 60, 20, compiled=True)
         return
     in_memory("b0 at 32x32, 32 labelled and 96 pseudo-labelled images",
-              replace(iterate.SMALL, arch="b0", batch_size=32, unlabeled_ratio=3, **rms), 20, 6)
+              train.TrainConfig(**plans.FEW_LABELS | rms | {
+                  "arch": "b0", "batch_size": 32, "unlabeled_ratio": 3}), 20, 6)
     in_memory("the demo's last student, as in its plan", iterate.PLANS["demo"][-1].config, 60, 10)
     with tempfile.TemporaryDirectory() as folder:
         write_jpegs(Path(folder), 26 * 16)
-        files = data.read_folder(folder, 224)
-        config = replace(iterate.OWN, batch_size=16, unlabeled_ratio=0,
-                         rand_augment_magnitude=MAGNITUDE, **rms)
-        bare, theirs = bare_step(config, device, False), timm_training(Path(folder), 16)
+        files = datasets.read_folder(folder, 224)
+        config = train.TrainConfig(**plans.OWN | rms | {
+            "batch_size": 16, "unlabeled_ratio": 0, "rand_augment_magnitude": MAGNITUDE})
+        machine = devices.Machine(device, WORKERS)
+        bare, theirs = bare_step(config, machine), timm_training(Path(folder), 16)
         rate(bare, 2)
         compare("b0 at 224x224, 16 labelled images from JPEG files", {
             "bare step": lambda: rate(bare, 20),
             "whole training, images from files": lambda: measure_training(
-                config, files, 20, 6, device, False),
+                config, files, 20, 6, machine),
             "timm's training": lambda: theirs(20, 6),
         }, rounds)
 
