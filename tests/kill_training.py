@@ -19,15 +19,12 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 
 def train_here(out: str, epochs: float) -> None:
-    """The run itself, with a checkpoint after every second step."""
-    import test_train
+    """The run itself, with a state to resume from after every second step."""
+    import tiny
 
-    import data
-
-    splits = data.demo(0, labels_per_class=2, unlabeled=60, val_per_class=2, test_per_class=2)
-    config = dataclasses.replace(test_train.TINY, epochs=epochs)
+    config, splits = dataclasses.replace(tiny.TINY, epochs=epochs), tiny.make_splits()
     print("started", flush=True)
-    test_train.run(config, splits, Path(out), checkpoint_steps=2)
+    tiny.run(config, splits, Path(out), checkpoint_steps=2)
 
 
 def train_and_kill(out: Path, epochs: float, kills: int, seed: int) -> list[float]:
@@ -59,13 +56,13 @@ def main() -> None:
     if arguments.child:
         train_here(arguments.child[0], float(arguments.child[1]))
         return
-    import test_train
+    import tiny
 
     with tempfile.TemporaryDirectory() as folder:
         whole, killed, epochs = Path(folder, "whole.pt"), Path(folder, "killed.pt"), 60
         train_and_kill(whole, epochs, 0, arguments.seed)
         moments = train_and_kill(killed, epochs, arguments.kills, arguments.seed)
-        equal = test_train.same(test_train.weights(whole), test_train.weights(killed))
+        equal = tiny.same(tiny.weights(whole), tiny.weights(killed))
     print(f"killed {len(moments)} times, so many seconds after its start: {moments}")
     print("weights equal bit for bit" if equal else "WEIGHTS DIFFER")
     sys.exit(0 if equal and len(moments) == arguments.kills else 1)

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import eval_robust
-import model as models
-from archives import IMAGENET
-from eval_robust import ALEXNET_ERROR, ALEXNET_FLIP_RATE
+from model import Checkpoint, efficientnet
+from support import archives, cli
+from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE, IMAGENET
 from train import TrainConfig
 
 ARCH = "0.2x0.2"
@@ -27,8 +27,8 @@ def checkpoints(tmp_path_factory):
     """A random network of 1000 classes and one of 10, the second as train.py writes them."""
     folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
-    torch.save(models.efficientnet(ARCH).state_dict(), folder / "imagenet.pth")
-    cifar = models.efficientnet(ARCH, 10, small_images=True)
+    torch.save(efficientnet(ARCH).state_dict(), folder / "imagenet.pth")
+    cifar = efficientnet(ARCH, 10, small_images=True)
     config = TrainConfig(arch=ARCH, small_images=True, image_size=32)
     meta = json.dumps({"config": asdict(config), "classes": CLASSES})
     torch.save({"model": cifar.state_dict(), "meta": meta}, folder / "cifar.pt")
@@ -36,7 +36,7 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate(checkpoints, tmp_path, monkeypatch, capsys):
+def evaluate(checkpoints, tmp_path, capsys):
     """Runs the command line in this process: (exit status, results or None, stderr)."""
 
     def evaluate(suite, data_dir, *more):
@@ -44,13 +44,8 @@ def evaluate(checkpoints, tmp_path, monkeypatch, capsys):
         out = tmp_path / f"{suite}.json"
         arguments = ["--checkpoint", checkpoints / network, "--arch", ARCH, "--suite", suite,
                      "--data-dir", data_dir, "--out", out, "--device", "cpu",
-                     "--image-size", 32, *more]
-        monkeypatch.setattr(sys, "argv", ["eval_robust.py", *map(str, arguments)])
-        try:
-            eval_robust.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
+                     "--workers", 0, "--image-size", 32, *more]
+        status = cli.run(eval_robust.main, [*map(str, arguments)])
         lines = capsys.readouterr().err.splitlines()
         message = [line for line in lines if "eval_robust.py:" in line]
         return status, json.loads(out.read_text()) if out.exists() else None, message
@@ -77,7 +72,7 @@ def imagenet_c(root, group=False, size=(224, 224)):
 @pytest.fixture
 def stingray(tmp_path):
     """The flags of a network that takes every image for a stingray."""
-    network = models.efficientnet(ARCH)
+    network = efficientnet(ARCH)
     torch.nn.init.zeros_(network.classifier.weight)
     network.classifier.bias.data = torch.nn.functional.one_hot(torch.tensor(6), 1000).float()
     torch.save(network.state_dict(), tmp_path / "stingray.pth")
@@ -143,7 +138,7 @@ def test_broken_imagenet_c(evaluate, tmp_path, damage, named):
 @pytest.mark.parametrize("suite", ["imagenet-a", "imagenet"])
 def test_folders_of_classes(evaluate, checkpoints, tmp_path, suite):
     """Images are filed by a slow reference's ranking, so that the accuracies are known."""
-    network, _ = models.load_checkpoint(checkpoints / "imagenet.pth", ARCH)
+    network = Checkpoint.load(checkpoints / "imagenet.pth", ARCH).network()
     allowed = IMAGENET["imagenet_a"] if suite == "imagenet-a" else range(1000)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
     sizes = [(100, 80), (64, 90), (70, 70), (224, 96)]
@@ -172,25 +167,25 @@ def test_imagenet_a_refuses_a_class_that_is_not_among_its_200(evaluate, tmp_path
     assert status == 2 and "n01440764" in message[0]
 
 
-def save_film(path: Path, frames: int, size: int = 224):
+def save_video(path: Path, frames: int, size: int = 224):
     av = pytest.importorskip("av")
     random = np.random.default_rng(0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as film:
-        stream = film.add_stream("mpeg4", rate=1)
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream("mpeg4", rate=1)
         stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
         for _ in range(frames):
             pixels = random.integers(0, 256, (4, 4, 3), np.uint8).repeat(size // 4, 0)
             frame = av.VideoFrame.from_ndarray(pixels.repeat(size // 4, 1), format="rgb24")
-            film.mux(stream.encode(frame))
-        film.mux(stream.encode())
+            video.mux(stream.encode(frame))
+        video.mux(stream.encode())
 
 
 def imagenet_p(root):
     for name in ALEXNET_FLIP_RATE:
         for wnid in WNIDS:
             path = root / name / wnid / "ILSVRC2012_val_00000001.mp4"
-            save_film(path, 41 if name == "translate" else 31)
+            save_video(path, 41 if name == "translate" else 31)
     return root
 
 
@@ -208,30 +203,43 @@ def test_imagenet_p_of_a_network_that_never_changes_its_mind(evaluate, stingray,
     assert results["summary"] == {"mfr": 0, "unnormalized_mfr": 0, "top1": 50}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "no film", "too short", "size"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no video", "too short", "size"])
 def test_broken_imagenet_p(evaluate, tmp_path, damage):
     for name in ("gaussian_noise", "shot_noise"):
-        save_film(tmp_path / "p" / name / WNIDS[0] / "1.mp4", 31)
-    film = tmp_path / "p" / "shot_noise" / WNIDS[0] / "1.mp4"
+        save_video(tmp_path / "p" / name / WNIDS[0] / "1.mp4", 31)
+    video = tmp_path / "p" / "shot_noise" / WNIDS[0] / "1.mp4"
     if damage == "size":
-        save_film(film, 31, size=64)
+        save_video(video, 31, size=64)
     elif damage == "too short":
-        save_film(film, 12)
+        save_video(video, 12)
     else:
-        content = {"truncated": film.read_bytes()[:-3000], "empty": b"", "no film": b"no" * 999}
-        film.write_bytes(content[damage])
+        content = {"truncated": video.read_bytes()[:-3000], "empty": b"", "no video": b"no" * 999}
+        video.write_bytes(content[damage])
     status, results, message = evaluate("imagenet-p", tmp_path / "p")
-    assert status == 2 and len(message) == 1 and str(film) in message[0]
+    assert status == 2 and len(message) == 1 and str(video) in message[0]
     assert list(results["parts"]) == ["gaussian_noise"]
 
 
-def test_films_need_their_package(evaluate, tmp_path, monkeypatch):
+def test_videos_need_their_package(evaluate, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     path = tmp_path / "p" / "gaussian_noise" / WNIDS[0] / "1.mp4"
     path.parent.mkdir(parents=True)
     path.touch()
     status, _, message = evaluate("imagenet-p", tmp_path / "p")
     assert status == 2 and "pip install av" in message[0]
+
+
+def test_worker_processes_read_the_same_and_name_broken_files(evaluate, tmp_path):
+    root = tmp_path / "a"
+    for number in range(5):
+        save_image(root / WNIDS[number % 2] / f"{number}.JPEG", (50, 40 + number), number)
+    alone = evaluate("imagenet-a", root, "--batch-size", 2)[1]
+    (tmp_path / "imagenet-a.json").unlink()
+    assert evaluate("imagenet-a", root, "--batch-size", 2, "--workers", 2)[1] == alone
+    (tmp_path / "imagenet-a.json").unlink()
+    (root / WNIDS[1] / "3.JPEG").write_bytes(b"no image")
+    status, results, message = evaluate("imagenet-a", root, "--workers", 2)
+    assert status == 2 and results is None and len(message) == 1 and "3.JPEG" in message[0]
 
 
 def cifar10_c(root):
@@ -245,18 +253,18 @@ def cifar10_c(root):
 
 def test_cifar10_c(evaluate, checkpoints, tmp_path):
     root = cifar10_c(tmp_path / "c")
-    network, _ = models.load_checkpoint(checkpoints / "cifar.pt")
+    network = Checkpoint.load(checkpoints / "cifar.pt").network()
     images = torch.from_numpy(np.load(root / "fog.npy")).permute(0, 3, 1, 2) / 255
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     predictions = network((images - mean.view(3, 1, 1)) / std.view(3, 1, 1)).argmax(1)
-    # Put the network's own answers in place of the labels of the third block, images 8 to 11.
+    # Put the network's own answers in place of the labels of the second block, images 4 to 7.
     labels = np.full(20, 99, np.uint8)
-    labels[8:12] = predictions[8:12].numpy()
+    labels[4:8] = predictions[4:8].numpy()
     np.save(root / "labels.npy", labels)
     status, results, _ = evaluate("cifar10-c", root)
     assert status == 0
-    assert [results["parts"][f"fog/{s}"]["top1"] for s in range(1, 6)] == [0, 0, 100, 0, 0]
-    assert "mce" not in results["summary"]  # CIFAR-10-C has no yardstick
+    assert [results["parts"][f"fog/{s}"]["top1"] for s in range(1, 6)] == [0, 100, 0, 0, 0]
+    assert "mce" not in results["summary"]  # CIFAR-10-C has no baseline
     assert results["summary"]["unnormalized_mce"] == pytest.approx(
         100 - results["summary"]["top1"])
 
@@ -301,10 +309,10 @@ def test_cifar10_p(evaluate, tmp_path):
     names.remove("snow")
     for name in names:
         frames = {"motion_blur": 21, "translate": 16}.get(name, 31)
-        films = random.integers(0, 256, (3, frames, 32, 32, 3), np.uint8)
+        sequences = random.integers(0, 256, (3, frames, 32, 32, 3), np.uint8)
         if name == "rotate":
-            films[:] = films[:, :1]  # nothing moves
-        np.save(root / f"{name}.npy", films)
+            sequences[:] = sequences[:, :1]  # nothing moves
+        np.save(root / f"{name}.npy", sequences)
     status, results, _ = evaluate("cifar10-p", root)
     assert status == 0 and set(results["parts"]) == set(names)
     assert results["parts"]["rotate"]["flip_rate"] == 0
@@ -312,15 +320,28 @@ def test_cifar10_p(evaluate, tmp_path):
     assert results["summary"] == {"unnormalized_mfr": pytest.approx(100 * np.mean(rates))}
 
 
+def test_a_batch_holds_as_many_whole_sequences_as_its_size_allows(tmp_path):
+    for name, frames in (("tilt", 31), ("translate", 16)):
+        pixels = np.arange(5, dtype=np.uint8).repeat(frames * 32 * 32 * 3)
+        np.save(tmp_path / f"{name}.npy", pixels.reshape(5, frames, 32, 32, 3))
+    source = archives.TestSet("cifar10-p", str(tmp_path), "", batch_size=70)
+    source = source.fit(tuple(CLASSES), 32, workers=0)
+    for name, sizes in (("tilt", [62, 62, 31]), ("translate", [64, 16])):
+        batches, labels = zip(*source.read(name), strict=True)
+        assert [len(batch) for batch in batches] == sizes == [len(truth) for truth in labels]
+        numbers = torch.cat(batches)[:, 0, 0, 0].tolist()
+        assert numbers == [number for number in range(5) for _ in range(sum(sizes) // 5)]
+
+
 def folder_of_ten(root, checkpoints, wrong=()):
     """One image a class for cifar.pt, filed as the network sees it, but for those in `wrong`."""
-    network, known = models.load_checkpoint(checkpoints / "cifar.pt")
-    model = eval_robust.from_pixels(network, torch.device("cpu"))
+    checkpoint = Checkpoint.load(checkpoints / "cifar.pt")
+    model = eval_robust.from_pixels(checkpoint.network(), torch.device("cpu"))
     for number in range(10):
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
         guess = model(torch.from_numpy(pixels).permute(2, 0, 1)[None]).argmax().item()
         label = (guess + (number in wrong)) % 10
-        path = root / known["classes"][label] / f"{number}.png"
+        path = root / checkpoint.classes[label] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     return root
@@ -349,7 +370,7 @@ def test_results_of_another_attack_are_not_continued(evaluate, checkpoints, tmp_
     root = folder_of_ten(tmp_path / "test", checkpoints)
     evaluate("pgd", root, "--steps", 2)
     status, _, message = evaluate("pgd", root, "--steps", 3)
-    assert status == 2 and "another steps" in message[0]
+    assert status == 2 and "other settings (steps: 2, not 3)" in message[0]
 
 
 def test_quick_refuses_a_network_of_larger_images(evaluate, tmp_path):
@@ -362,7 +383,8 @@ def test_quick_from_the_command_line(evaluate, tmp_path):
         save_image(tmp_path / "test" / CLASSES[number] / "1.png", (40, 32), number)
         if number == 3:
             status, _, message = evaluate("quick", tmp_path / "test")
-            assert status == 2 and "4 images; the quick suite needs five" in message[0]
+            assert status == 2 and "the quick suite needs five" in message[0]
+            assert "got (4, 3, 32, 32)" in message[0]
     status, results, _ = evaluate("quick", tmp_path / "test")
     assert status == 0 and results["summary"]["images"] == 10
 
@@ -373,7 +395,7 @@ def test_results_of_another_network_are_not_continued(evaluate, checkpoints, tmp
     out = tmp_path / "fgsm.json"
     out.write_text(out.read_text().replace('"checkpoint": "', '"checkpoint": "0'))
     status, _, message = evaluate("fgsm", root, "--epsilon", 0)
-    assert status == 2 and "another checkpoint" in message[0]
+    assert status == 2 and "other settings (checkpoint: '0" in message[0]
 
 
 def test_a_file_that_holds_no_results_is_not_overwritten(evaluate, tmp_path):
@@ -390,7 +412,7 @@ def test_a_place_that_cannot_hold_results_is_named(evaluate, tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "folder", tmp_path / "file" / "below.json"):
         status, _, message = evaluate("quick", tmp_path, "--out", out)
-        assert status == 2 and str(tmp_path) in message[0] and "name another --out" in message[0]
+        assert status == 2 and str(out.parent) in message[0] and "another" in message[0]
 
 
 @pytest.mark.parametrize("flag", ["--steps", "--batch-size", "--image-size"])

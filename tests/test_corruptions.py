@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-import corruptions
-from corruptions import PERTURBATIONS, SEVERITIES
-from eval_robust import ALEXNET_ERROR
+from support import corruptions
+from support.archives import ALEXNET_ERROR
+from support.corruptions import PERTURBATIONS, SEVERITIES
 
 
 @pytest.fixture(scope="module")

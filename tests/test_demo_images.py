@@ -1,14 +1,12 @@
 """The demo's images: distinct classes, drawn anew from each seed."""
 
 import itertools
-import sys
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-import demo_images
+from support import cli, demo_images
 
 
 def test_pictures_follow_their_seed():
@@ -28,15 +26,12 @@ def test_every_demo_shape_is_distinct_and_neither_empty_nor_full():
         assert (one != other).mean() > 0.04
 
 
-def test_contact_sheet_has_a_row_for_each_class_and_one_for_no_class(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["demo_images.py", "--out", str(tmp_path / "sheet.png")])
-    demo_images.main()
+def test_contact_sheet_has_a_row_for_each_class_and_one_for_no_class(tmp_path):
+    assert cli.run(demo_images.main, ["--out", str(tmp_path / "sheet.png")]) == 0
     assert Image.open(tmp_path / "sheet.png").height == 2 * (11 * 34 + 2)
 
 
-def test_contact_sheet_that_cannot_be_written_exits_with_2(tmp_path, monkeypatch):
+def test_contact_sheet_that_cannot_be_written_exits_with_2(tmp_path, capsys):
     missing = str(tmp_path / "missing" / "sheet.png")
-    monkeypatch.setattr(sys, "argv", ["demo_images.py", "--out", missing])
-    with pytest.raises(SystemExit) as stop:
-        demo_images.main()
-    assert stop.value.code == 2
+    assert cli.run(demo_images.main, ["--out", missing]) == 2
+    assert missing in capsys.readouterr().err

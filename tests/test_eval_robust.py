@@ -1,6 +1,8 @@
 """Robustness as sections 3.3 and 3.4 report it: the metrics, the attacks, the quick suite."""
 
+import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,17 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import data
-import demo_images
 import eval_robust
-import model as models
-from archives import IMAGENET
-from eval_robust import ALEXNET_ERROR, ALEXNET_FLIP_RATE
+from model import efficientnet
+from support import datasets, demo_images
+from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE, IMAGENET
+from support.images import ImageSet
 
-# ---------------------------------------------------------------------------------- mCE and mFR
+CPU = torch.device("cpu")
+
+# ---- mCE and mFR ----
 
 
-def test_alexnet_is_the_yardstick():
+def test_alexnet_is_the_baseline():
     assert eval_robust.mean_corruption_error(ALEXNET_ERROR) == pytest.approx(100.0)
     assert eval_robust.mean_flip_rate(ALEXNET_FLIP_RATE) == pytest.approx(100.0)
 
@@ -103,7 +106,7 @@ def test_flip_rate_needs_two_frames():
         eval_robust.flip_rate(torch.zeros(3, 1, dtype=torch.long), noise=True)
 
 
-# ---------------------------------------------------------------------------------- ImageNet-A
+# ---- ImageNet-A ----
 
 
 def test_the_200_classes_of_imagenet_a():
@@ -133,7 +136,7 @@ def test_top_k_equals_a_slow_reference(seed, k):
     assert eval_robust.top_k(logits, k, IMAGENET["imagenet_a"]).tolist() == expected
 
 
-# ---------------------------------------------------------------------------------- FGSM and PGD
+# ---- FGSM and PGD ----
 
 
 class PixelNet(nn.Module):
@@ -231,18 +234,26 @@ def test_pgd_is_at_least_as_strong_as_fgsm(trained, epsilon):
 def test_the_command_aims_targeted_attacks_at_any_other_class(monkeypatch):
     seen = []
 
-    def pgd(model, images, labels, epsilon, targets, **options):
+    def pgd(model, images, labels, epsilon, steps, step_size, random_start, targets, generator):
         seen.append((labels, targets))
         return images
 
     monkeypatch.setattr(eval_robust, "pgd", pgd)
-    batches, labels = torch.zeros(90, 3, 2, 2).split(40), torch.arange(90) % 3
-    assert sum(map(len, eval_robust.attack(None, batches, labels, 4, True, 3))) == 90
+    images, labels = torch.zeros(90, 3, 2, 2), torch.arange(90) % 3
+    source = SimpleNamespace(
+        suite="pgd", classes="abc", allowed=lambda: None, frames=lambda name: 1,
+        read=lambda name: zip(images.split(40), labels.split(40), strict=True))
+
+    def measure(**flags):
+        seen.clear()
+        return eval_robust.measure(lambda images: torch.zeros(len(images), 3), source,
+                                   eval_robust.Flags("a.pt", **flags), "4")
+
+    assert measure(targeted=True)["images"] == 90
     truth, targets = (torch.cat(tensors) for tensors in zip(*seen, strict=True))
     assert torch.equal(truth, labels) and (targets != labels).all()
     assert len(set(zip(truth.tolist(), targets.tolist(), strict=True))) == 6
-    seen.clear()
-    assert len(list(eval_robust.attack(None, batches, labels, 4, False, 3))) == 3
+    assert measure()["images"] == 90 and len(seen) == 3
     assert all(targets is None for _, targets in seen)
 
 
@@ -318,14 +329,14 @@ def test_attacks_equal_a_public_library(trained):
 @pytest.fixture(scope="module")
 def demo():
     """A small EfficientNet after 40 steps on the demo's labelled images, and 100 of them."""
-    images = data.demo(0, 30, unlabeled=20, val_per_class=1, test_per_class=1).labeled
+    images = datasets.demo(0, 30, unlabeled=20, val_per_class=1, test_per_class=1).labeled
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = models.efficientnet("0.2x0.2", 10, dropout=0.0, survival_prob=1.0)
+        network = efficientnet("0.2x0.2", 10, dropout=0.0, survival_prob=1.0)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1  # 40 steps are too few for EfficientNet's own
-        model = eval_robust.from_pixels(network, torch.device("cpu"))
+        model = eval_robust.from_pixels(network, CPU)
         network.train()
         optimizer = torch.optim.Adam(network.parameters(), 0.005)
         for _ in range(40):
@@ -359,13 +370,13 @@ def test_a_network_from_pixels_is_attacked_without_a_trace(demo):
 
 
 def test_from_pixels_switches_dropout_off():
-    network = models.efficientnet("0.2x0.2", 10, dropout=0.5).train()
-    model = eval_robust.from_pixels(network, torch.device("cpu"))
+    network = efficientnet("0.2x0.2", 10, dropout=0.5).train()
+    model = eval_robust.from_pixels(network, CPU)
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     assert torch.equal(model(images), model(images))
 
 
-# ---------------------------------------------------------------------------------- quick suite
+# ---- The quick suite ----
 
 
 class Glance(nn.Module):
@@ -446,6 +457,14 @@ def test_quick_suite_measures_each_severity_on_its_own_fifth(pictures):
     assert results["flip_rate"]["translate"] < 1.0  # two frames that are both unknown are equal
 
 
+def test_the_progress_bars_of_the_quick_suite_say_what_runs(pictures, capsys):
+    labels = torch.zeros(30, dtype=torch.long)
+    eval_robust.quick_suite(Glance().eval(), pictures, labels, limit=5, progress="teacher")
+    shown = capsys.readouterr().err
+    for what in ("corruptions", "perturbations", "FGSM", "PGD"):
+        assert f"teacher: {what}: " in shown
+
+
 def test_quick_suite_takes_no_more_than_the_limit(pictures):
     labels = torch.zeros(30, dtype=torch.long)
     results = eval_robust.quick_suite(Glance().eval(), pictures, labels, limit=10,
@@ -464,14 +483,68 @@ def figures(error, flips):
             "flip_rate": {"scale": flips, "rotate": 0.4}}
 
 
-def test_relative_figures_make_the_other_network_the_yardstick():
+def test_relative_figures_make_the_other_network_the_baseline():
     """By hand: every error is half the other's; (0.1 / 0.2 + 0.4 / 0.4) / 2 is 75 %."""
     assert eval_robust.relative_to(figures(0.4, 0.2), figures(0.2, 0.1)) == {
         "teacher_normalized_mce": pytest.approx(50), "teacher_normalized_mfr": pytest.approx(75)}
 
 
-def test_relative_figures_are_none_where_the_yardstick_never_errs_or_flips():
+def test_relative_figures_are_none_where_the_baseline_never_errs_or_flips():
     assert eval_robust.relative_to(figures(0.0, 0.2), figures(0.2, 0.2)) == {
         "teacher_normalized_mce": None, "teacher_normalized_mfr": pytest.approx(100)}
     assert eval_robust.relative_to(figures(0.2, 0.0), figures(0.2, 0.2)) == {
         "teacher_normalized_mce": pytest.approx(100), "teacher_normalized_mfr": None}
+
+
+# ---- Robustness that is measured once and kept ----
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """eval_robust.robustness with a counter in the place of the suite's work."""
+    calls = []
+
+    def quick_suite(*arguments, **options):
+        calls.append(arguments)
+        return {"images": 20, "clean_top1": float(len(calls))}
+
+    monkeypatch.setattr(eval_robust, "quick_suite", quick_suite)
+    network = efficientnet("0.2x0.2", 10).eval()
+    images = datasets.demo(0, 1, 20, 1, 2).test
+
+    def measure(network=network, images=images):
+        path = tmp_path / "teacher-robustness.json"
+        return eval_robust.robustness(network, images, path, CPU, "teacher")
+
+    measure.network, measure.images = network, images
+    return measure
+
+
+def test_robustness_is_kept_and_not_measured_again(measure, tmp_path):
+    assert measure() == {"images": 20, "clean_top1": 1.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher-robustness.json"]
+    assert measure() == {"images": 20, "clean_top1": 1.0}
+
+
+def test_robustness_of_other_weights_or_images_is_measured_again(measure):
+    measure()
+    other = copy.deepcopy(measure.network)
+    with torch.no_grad():
+        other.classifier.bias[0] += 1
+    assert measure(network=other) == {"images": 20, "clean_top1": 2.0}
+    images = datasets.demo(1, 1, 20, 1, 2).test
+    assert measure(network=other, images=images) == {"images": 20, "clean_top1": 3.0}
+
+
+def test_robustness_is_measured_where_another_program_wrote_its_file(measure, tmp_path):
+    for number, content in enumerate(("[]", "not JSON", '{"of": {}, "results": {}}'), 1):
+        (tmp_path / "teacher-robustness.json").write_text(content)
+        assert measure() == measure() == {"images": 20, "clean_top1": float(number)}
+
+
+def test_robustness_is_none_for_images_of_another_size_and_for_files(measure, tmp_path):
+    labels, classes = measure.images.labels, measure.images.classes
+    larger = torch.zeros(20, 3, 64, 64, dtype=torch.uint8)
+    assert measure(images=ImageSet(labels, classes, larger)) is None
+    assert measure(images=ImageSet(labels, classes, None, ("a.png",) * 20)) is None
+    assert not list(tmp_path.iterdir())

@@ -1,22 +1,15 @@
-"""The end of a run: its tables, its picture, and the robustness that is measured once and kept."""
+"""The end of a run: its tables and its picture."""
 
-import copy
 import dataclasses
 import json
 
 import pytest
-import torch
 from PIL import Image
 
-import data
 import eval_robust
 import iterate
-import model as models
-import report
-from data import ImageSet
-from eval_robust import ALEXNET_ERROR
-
-CPU = torch.device("cpu")
+from support import cli, datasets, label_store, report
+from support.archives import ALEXNET_ERROR
 
 
 def generation(name, errors=0.5, robust=True):
@@ -60,55 +53,7 @@ def test_there_is_no_robustness_table_where_nothing_was_measured():
     assert report.robustness_table({"generations": [generation("teacher", robust=False)]}) == ""
 
 
-# ------------------------------------------------------------------ measured once
-
-
-@pytest.fixture
-def measure(tmp_path, monkeypatch):
-    """iterate.measure_robustness with a counter in the place of the suite's work."""
-    calls = []
-
-    def quick_suite(*arguments, **options):
-        calls.append(arguments)
-        return {"clean_top1": float(len(calls))}
-
-    monkeypatch.setattr(eval_robust, "quick_suite", quick_suite)
-    network = models.efficientnet("0.2x0.2", 10).eval()
-    images = data.demo(0, 1, 20, 1, 2).test
-
-    def measure(network=network, images=images):
-        path = tmp_path / "teacher-robustness.json"
-        return iterate.measure_robustness(network, images, path, CPU, "teacher")
-
-    measure.network, measure.images = network, images
-    return measure
-
-
-def test_robustness_is_kept_and_not_measured_again(measure, tmp_path):
-    assert measure() == {"clean_top1": 1.0}
-    assert [path.name for path in tmp_path.iterdir()] == ["teacher-robustness.json"]
-    assert measure() == {"clean_top1": 1.0}
-
-
-def test_robustness_of_other_weights_or_images_is_measured_again(measure):
-    measure()
-    other = copy.deepcopy(measure.network)
-    with torch.no_grad():
-        other.classifier.bias[0] += 1
-    assert measure(network=other) == {"clean_top1": 2.0}
-    images = data.demo(1, 1, 20, 1, 2).test
-    assert measure(network=other, images=images) == {"clean_top1": 3.0}
-
-
-def test_robustness_is_none_for_images_of_another_size_and_for_files(measure, tmp_path):
-    labels, classes = measure.images.labels, measure.images.classes
-    larger = torch.zeros(20, 3, 64, 64, dtype=torch.uint8)
-    assert measure(images=ImageSet(labels, classes, larger)) is None
-    assert measure(images=ImageSet(labels, classes, None, ("a.png",) * 20)) is None
-    assert not list(tmp_path.iterdir())
-
-
-# ------------------------------------------------------------------ a whole run
+# ---- A whole run ----
 
 RUN = ["--unlabeled-images", "120", "--labels-per-class", "3", "--test-per-class", "3", "--epochs",
        "2", "--per-class", "8", "--threshold", "0.05", "--arch", "0.2x0.2", "--no-labels-only",
@@ -118,7 +63,7 @@ RUN = ["--unlabeled-images", "120", "--labels-per-class", "3", "--test-per-class
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
-    assert iterate.main([*RUN, "--out", str(out)]) == 0
+    assert cli.run(iterate.main, [*RUN, "--out", str(out)]) == 0
     return out
 
 
@@ -139,25 +84,27 @@ def test_each_generation_reports_its_robustness_relative_to_the_teacher(run):
 def test_a_finished_run_started_again_reads_its_robustness(run, monkeypatch, capsys):
     before = (run / "report.json").read_bytes()
     monkeypatch.delattr(eval_robust, "quick_suite")
-    assert iterate.main([*RUN, "--out", str(run)]) == 0
+    assert cli.run(iterate.main, [*RUN, "--out", str(run)]) == 0
     assert (run / "report.json").read_bytes() == before
     assert "corruption error" in capsys.readouterr().out
 
 
 def test_robustness_is_left_out_on_request_and_can_be_added_later(run, capsys):
-    assert iterate.main([*RUN, "--no-robustness", "--out", str(run)]) == 0
+    assert cli.run(iterate.main, [*RUN, "--no-robustness", "--out", str(run)]) == 0
     generations = json.loads((run / "report.json").read_text())["generations"]
     assert [row["robustness"] for row in generations] == [None] * 3
     assert "corruption error" not in capsys.readouterr().out
     short = Image.open(run / "report.png").height
-    assert iterate.main([*RUN, "--out", str(run)]) == 0
+    assert cli.run(iterate.main, [*RUN, "--out", str(run)]) == 0
     assert Image.open(run / "report.png").height > short
 
 
 def test_any_name_of_a_class_can_be_drawn(run, tmp_path):
-    splits = data.demo(0, labels_per_class=3, unlabeled=120, test_per_class=3)
-    names = ("$^$", "caf\udce9", *splits.labeled.classes[2:])  # no formula, and no UTF-8
-    splits = dataclasses.replace(splits, labeled=dataclasses.replace(splits.labeled, classes=names))
+    pool = datasets.demo(0, labels_per_class=3, unlabeled=120, test_per_class=3).unlabeled
+    names = ("$^$", "caf\udce9", *pool.classes[2:])  # no formula, and no UTF-8
+    labels = label_store.read(run / "student-2-labels", pool)
+    renamed = dataclasses.replace(labels.images, classes=names)
+    labels = dataclasses.replace(labels, images=renamed)
     results = json.loads((run / "report.json").read_text())
-    report.picture(results, splits, run / "student-2-labels", tmp_path / "report.png")
+    report.picture(results, labels, tmp_path / "report.png")
     assert Image.open(tmp_path / "report.png").width > 500

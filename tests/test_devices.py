@@ -5,14 +5,13 @@ import platform
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from tiny import ROOT
 
-import device
-
-ROOT = Path(__file__).parent.parent
+import model
+from support import InputError, devices
 
 
 @pytest.mark.parametrize(("there", "chosen"), [
@@ -22,25 +21,26 @@ def test_auto_prefers_cuda_to_mps_to_the_cpu(there, chosen, monkeypatch):
     monkeypatch.delenv("PJRT_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
-    assert device.choose("auto").type == chosen
+    assert devices.choose("auto").type == chosen
 
 
 def test_an_unknown_device_is_an_error():
-    with pytest.raises(ValueError, match="unknown device 'gpu'"):
-        device.choose("gpu")
+    with pytest.raises(InputError, match="unknown device 'gpu'.*cuda"):
+        devices.choose("gpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
 def test_a_missing_gpu_is_an_error_that_says_what_to_do():
-    with pytest.raises(ValueError, match="cuda is not there.*--device auto"):
-        device.choose("cuda")
+    with pytest.raises(InputError, match="cuda is not there.*--device auto"):
+        devices.choose("cuda")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no switch")
 def test_memory_that_was_freed_on_a_cpu_is_kept_for_the_next_step():
     code = """if True:
-        import pathlib, device, torch
-        device.choose("cpu")
+        import pathlib, torch
+        from support import devices
+        devices.choose("cpu")
         def resident():
             return int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         before = resident()
@@ -57,46 +57,52 @@ def test_memory_that_was_freed_on_a_cpu_is_kept_for_the_next_step():
 # Five steps of eight labelled and sixteen pseudo-labelled images, RandAugment on. Dropout and
 # stochastic depth are off: their random numbers are drawn where the images are.
 TRAIN = """
-import dataclasses, json, sys
+import dataclasses, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import device
-chosen = device.choose({name!r})
-import torch, data, model, pseudo_label, test_train, train
+from support import devices
+chosen = devices.choose({name!r})
+import torch, model, pseudo_label, tiny
 if {fixed_statistics}:  # BatchNorm in evaluation mode, everything still trained
-    model.EfficientNet.frozen_layers = lambda network: [network]
+    def train(network, mode=True):
+        torch.nn.Module.train(network, mode)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.training = False
+        return network
+    model.EfficientNet.train = train
 config = dataclasses.replace(
-    test_train.TINY, arch="0.1x0.1", dropout=0.0, survival_prob=1.0, epochs=2,
-    optimizer="rmsprop", accumulation_steps={parts},
+    tiny.TINY, arch="0.1x0.1", dropout=0.0, survival_prob=1.0, epochs=2,
+    optimizer="rmsprop", accumulation_steps={micro_batches},
 )
-splits = data.demo(0, labels_per_class=2, unlabeled=60, val_per_class=2, test_per_class=2)
-path = test_train.run(config, splits, {out!r}, device=chosen)
-if device.rank() > 0:
+splits, machine = tiny.make_splits(), devices.Machine(chosen)
+path = tiny.run(config, splits, {out!r}, machine=machine)
+if devices.rank() > 0:
     sys.exit()
-network, known = pseudo_label.load_teacher(path, chosen)
+checkpoint = model.Checkpoint.load(path)
+network = checkpoint.network().to(chosen)
 rows = pseudo_label.predict(network, splits.test, device=chosen)
 fallbacks, compilations = [], 0
 if chosen.type == "xla":
     longer = dataclasses.replace(config, epochs=20, evaluate_epochs=2)
     assert longer.epochs * 20 / longer.batch_size == 50
-    test_train.run(longer, splits, {out!r} + ".longer", device=chosen, checkpoint_steps=15)
+    tiny.run(longer, splits, {out!r} + ".longer", machine=machine, checkpoint_steps=15)
     import torch_xla.debug.metrics as metrics
     fallbacks = [name for name in metrics.counter_names() if name.startswith("aten::")]
     fallbacks = [name for name in fallbacks if name != "aten::_local_scalar_dense"]
     compilations = metrics.metric_data("CompileTime")[0]
-lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
-torch.save({{"losses": torch.tensor([line["loss"] for line in lines if "loss" in line]),
-            "weights": torch.load(path, weights_only=True)["model"], "rows": rows,
-            "val_top1": known["val_top1"], "fallbacks": fallbacks, "compilations": compilations}},
-           {out!r} + ".result")
+losses = [line["loss"] for line in tiny.log_lines(path) if "loss" in line]
+torch.save({{"losses": torch.tensor(losses), "weights": tiny.weights(path), "rows": rows,
+            "val_top1": checkpoint.val_top1, "fallbacks": fallbacks,
+            "compilations": compilations}}, {out!r} + ".result")
 """
 
 
-def train_in_a_process(folder, name="cpu", parts=1, processes=1, fixed_statistics=False):
+def train_in_a_process(folder, name="cpu", micro_batches=1, processes=1, fixed_statistics=False):
     """Losses, averaged weights and test probabilities of a short run in processes of its own."""
     script, out = folder / "run.py", folder / "run.pt"
     folder.mkdir()
     script.write_text(TRAIN.format(
-        root=str(ROOT), tests=str(ROOT / "tests"), name=name, parts=parts,
+        root=str(ROOT), tests=str(ROOT / "tests"), name=name, micro_batches=micro_batches,
         fixed_statistics=fixed_statistics, out=str(out),
     ))
     command = [sys.executable, str(script)]
@@ -141,11 +147,11 @@ def without_statistics(tmp_path_factory):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_batch_in_two_parts_trains_as_the_whole_but_for_batch_norms_statistics(
+def test_two_micro_batches_train_as_the_whole_but_for_batch_norms_statistics(
         processes, without_statistics, tmp_path):
-    in_parts = train_in_a_process(tmp_path / "run", parts=2, processes=processes,
-                                  fixed_statistics=True)
-    assert_same_training(without_statistics, in_parts, 1e-4)
+    in_two = train_in_a_process(tmp_path / "run", micro_batches=2, processes=processes,
+                                fixed_statistics=True)
+    assert_same_training(without_statistics, in_two, 1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +187,7 @@ def test_batch_norm_over_all_processes_is_batch_norm(one_process, mean):
     torch.manual_seed(0)
     images = mean + 0.1 * torch.randn(16, 3, 8, 8)  # far from zero: E[x^2] - E[x]^2 would fail
     results = []
-    for kind in (torch.nn.BatchNorm2d, device.SyncBatchNorm):
+    for kind in (torch.nn.BatchNorm2d, devices.SyncBatchNorm):
         norm, inputs = kind(3, eps=1e-3, momentum=0.01), images.clone().requires_grad_()
         result = norm(inputs)
         result.square().mul(torch.arange(16.0).view(-1, 1, 1, 1)).sum().backward()
@@ -194,15 +200,54 @@ def test_batch_norm_over_all_processes_is_batch_norm(one_process, mean):
 
 def test_batch_norm_over_all_processes_takes_bfloat16(one_process):
     images = torch.randn(16, 3, 8, 8).bfloat16()
-    norm = device.SyncBatchNorm(3)
+    norm = devices.SyncBatchNorm(3)
     with torch.autocast("cpu", torch.bfloat16):
         result = norm(images)
     assert result.dtype == torch.bfloat16 and norm.running_var.dtype == torch.float32
     torch.testing.assert_close(result, torch.nn.BatchNorm2d(3)(images), rtol=0.02, atol=0.02)
 
 
+def test_synchronizing_batch_norm_keeps_parameters_buffers_and_modes():
+    network = model.efficientnet("0.25x0.34", 10).train()
+    model.freeze_shallow(network, 2)
+    before = network.state_dict(keep_vars=True)
+    norms = {name: module for name, module in network.named_modules()
+             if isinstance(module, torch.nn.BatchNorm2d)}
+    devices._synchronize(network)
+    after = network.state_dict(keep_vars=True)
+    assert list(after) == list(before)  # in the same order, as the average of weights needs it
+    assert all(after[name] is value for name, value in before.items())
+    assert len(norms) > 20
+    for name, old in norms.items():
+        new = network.get_submodule(name)
+        assert type(new) is devices.SyncBatchNorm
+        assert (new.eps, new.momentum, new.training) == (old.eps, old.momentum, old.training)
+    assert not network.stem_norm.training and network.head_norm.training
+    network.eval().train()  # what is fixed stays so
+    assert not network.stem_norm.training and network.head_norm.training
+
+
+def test_a_network_alone_is_its_own_distribution():
+    network = model.efficientnet("0.25x0.34", 10)
+    assert devices.distribute(network, torch.device("cpu")) is network
+    assert type(network.stem_norm) is torch.nn.BatchNorm2d
+
+
+def test_own_chance_is_a_function_of_its_numbers_and_leaves_torchs_alone():
+    def draw(numbers):
+        with devices.own_chance(torch.device("cpu"), numbers):
+            return torch.rand(3)
+
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    one, again, other = (draw(numbers) for numbers in ((1, 2), (1, 2), (1, 3)))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(draw(None), expected)  # nothing has been drawn from torch's until here
+
+
 def test_torchrun_and_xla_do_not_go_together(monkeypatch):
     pytest.importorskip("torch_xla")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="needs no torchrun"):
-        device.choose("xla")
+    with pytest.raises(InputError, match="needs no torchrun"):
+        devices.choose("xla")

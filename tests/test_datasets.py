@@ -1,0 +1,326 @@
+"""Where the four sets come from: the built-in images, a folder that is split, own folders."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from noise_images import images_of, noise, write_classes
+from PIL import Image
+
+from support import InputError, datasets, images, sources
+from support.images import NO_CLASS, UNKNOWN
+from support.sources import Source
+
+
+def small_demo(**changes):
+    sizes = {"labels_per_class": 2, "unlabeled": 200, "val_per_class": 2, "test_per_class": 3}
+    return datasets.demo(**{"seed": 0, **sizes, **changes})
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The flags of 20 labelled, 4 unlabelled and 2 test images in two classes."""
+    write_classes(tmp_path / "labeled", ["cat", "dog"], 10)
+    write_classes(tmp_path / "test", ["cat", "dog"], 1, first_seed=100)
+    write_classes(tmp_path / "pool", ["2019/summer", "2020"], 2, first_seed=200)
+    return {"labeled": tmp_path / "labeled", "unlabeled": tmp_path / "pool",
+            "test": tmp_path / "test"}
+
+
+def read(image_size=8, **flags):
+    return sources.read_folders(Source(**flags), image_size)
+
+
+# ---- Built-in images ----
+
+
+def test_demo_is_a_function_of_its_seed():
+    first, again, other = small_demo(), small_demo(), small_demo(seed=1)
+    for name in ("labeled", "unlabeled", "validation", "test"):
+        assert torch.equal(getattr(first, name).pixels, getattr(again, name).pixels)
+        assert torch.equal(getattr(first, name).labels, getattr(again, name).labels)
+        assert not torch.equal(getattr(first, name).pixels, getattr(other, name).pixels)
+
+
+def test_demo_images_are_32x32_bytes_that_use_the_whole_range():
+    pixels = small_demo().unlabeled.pixels
+    assert pixels.shape == (200, 3, 32, 32) and pixels.dtype == torch.uint8
+    assert pixels.min() == 0 and pixels.max() == 255
+
+
+def test_demo_labeled_validation_and_test_sets_are_balanced():
+    splits = small_demo()
+    for part, count in ((splits.labeled, 2), (splits.validation, 2), (splits.test, 3)):
+        assert torch.equal(part.labels.bincount(), torch.full((10,), count))
+
+
+def test_demo_pool_is_imbalanced_and_holds_images_of_no_class():
+    labels = small_demo(unlabeled=2000).unlabeled.labels
+    counts = labels[labels >= 0].bincount()
+    assert len(labels) == 2000
+    assert (labels == NO_CLASS).sum() == 600
+    assert counts.diff().max() < 0  # each class is rarer than the one before
+    assert 7 < counts[0] / counts[9] < 9
+
+
+def test_demo_pool_is_shuffled():
+    labels = small_demo().unlabeled.labels
+    assert (labels.diff() == 0).float().mean() < 0.5
+
+
+def test_demo_sets_share_no_image():
+    sets = images_of(small_demo(unlabeled=500, labels_per_class=3, val_per_class=3))
+    for one, other in itertools.combinations(sets.values(), 2):
+        assert not one & other
+
+
+def test_demo_images_of_a_set_do_not_depend_on_the_sizes_of_the_others():
+    small, large = small_demo(), small_demo(unlabeled=300, labels_per_class=4)
+    assert torch.equal(small.test.pixels, large.test.pixels)
+    assert torch.equal(small.validation.pixels, large.validation.pixels)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"labels_per_class": 0}, {"unlabeled": 0}])
+def test_demo_refuses_a_negative_seed_and_empty_sets(wrong):
+    with pytest.raises(InputError, match="demo data"):
+        small_demo(**wrong)
+
+
+# ---- A labelled folder, split ----
+
+
+def test_split_folder_takes_first_names_as_labeled_and_last_as_validation(tmp_path):
+    train = write_classes(tmp_path / "train", ["b", "a"], 7)
+    test = write_classes(tmp_path / "test", ["a", "b"], 2, first_seed=100)
+    splits = read(80, train=train, test=test, labels_per_class=2, val_per_class=3)
+    names = {
+        name: [str(Path(file).relative_to(tmp_path)) for file in getattr(splits, name).files]
+        for name in ("labeled", "unlabeled", "validation", "test")
+    }
+    assert names["labeled"] == [f"train/{c}/000{i}.png" for c in "ab" for i in (0, 1)]
+    assert names["unlabeled"] == [f"train/{c}/000{i}.png" for c in "ab" for i in (2, 3)]
+    assert names["validation"] == [f"train/{c}/000{i}.png" for c in "ab" for i in (4, 5, 6)]
+    assert names["test"] == [f"test/{c}/000{i}.png" for c in "ab" for i in (0, 1)]
+    assert splits.labeled.classes == ("a", "b")
+    assert splits.unlabeled.labels.tolist() == [0, 0, 1, 1]  # the truth is kept
+    assert splits.validation.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("labels, val", [(5, 3), (0, 3), (5, 0), (-1, 3)])
+def test_split_folder_refuses_impossible_counts_and_names_the_class(tmp_path, labels, val):
+    train = write_classes(tmp_path / "train", ["a", "b"], 7)
+    test = write_classes(tmp_path / "test", ["a", "b"], 1, first_seed=100)
+    with pytest.raises(InputError, match=f"class a: {labels} labelled and {val} .* of 7"):
+        read(train=train, test=test, labels_per_class=labels, val_per_class=val)
+
+
+def test_split_folder_refuses_to_leave_no_pool(tmp_path):
+    train = write_classes(tmp_path / "train", ["a", "b"], 7)
+    test = write_classes(tmp_path / "test", ["a", "b"], 1, first_seed=100)
+    with pytest.raises(InputError, match="no images for the unlabelled pool"):
+        read(train=train, test=test, labels_per_class=4, val_per_class=3)
+
+
+def test_split_folder_refuses_an_unreadable_file_even_between(tmp_path):
+    train = write_classes(tmp_path / "train", ["a", "b"], 7)
+    test = write_classes(tmp_path / "test", ["a", "b"], 1, first_seed=100)
+    (train / "a" / "0003.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match="a/0003.png: not a readable image"):
+        read(train=train, test=test, labels_per_class=2, val_per_class=2)
+
+
+def test_a_folder_with_one_class_is_taken_for_the_wrong_level(tmp_path):
+    write_classes(tmp_path / "all" / "train", ["a", "b"], 1)
+    with pytest.raises(InputError, match="only one class folder, train; give the folder"):
+        datasets.read_folder(tmp_path / "all", 8)
+
+
+# ---- Own folders ----
+
+
+def test_folders_finds_the_pool_at_any_depth_without_labels(own):
+    splits = read(**own)
+    assert splits.unlabeled.labels.tolist() == [UNKNOWN] * 4
+
+
+def test_folders_holds_out_a_tenth_but_at_least_one_of_each_class(own):
+    write_classes(own["labeled"] / "dog", ["more"], 20, first_seed=600)
+    (own["labeled"] / "cat" / "0000.png").unlink()
+    splits = read(**own)
+    assert splits.validation.labels.tolist() == [0, 1, 1, 1]
+    assert splits.labeled.labels.bincount().tolist() == [8, 27]
+    assert not images_of(splits)["labeled"] & images_of(splits)["validation"]
+
+
+def test_folders_holds_out_as_many_as_asked(own):
+    splits = read(**own, val_per_class=4)
+    assert splits.validation.labels.tolist() == [0] * 4 + [1] * 4
+    assert splits.labeled.labels.tolist() == [0] * 6 + [1] * 6
+
+
+def test_folders_uses_a_validation_folder_and_leaves_the_labeled_one_whole(own, tmp_path):
+    held = write_classes(tmp_path / "val", ["cat", "dog"], 3, first_seed=300)
+    splits = read(**own, val=held)
+    assert len(splits.labeled) == 20 and len(splits.validation) == 6
+
+
+def test_folders_refuses_a_validation_folder_together_with_a_count(own, tmp_path):
+    held = write_classes(tmp_path / "val", ["cat", "dog"], 3, first_seed=300)
+    with pytest.raises(InputError, match="one of the two"):
+        read(**own, val=held, val_per_class=2)
+
+
+@pytest.mark.parametrize("which", ["labeled", "unlabeled", "test"])
+def test_missing_folder_is_named(own, which, tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        read(**{**own, which: tmp_path / "nowhere"})
+
+
+@pytest.mark.parametrize("which", ["labeled", "unlabeled", "test"])
+def test_folder_without_images_is_named(own, which, tmp_path):
+    (tmp_path / "void").mkdir()
+    with pytest.raises(InputError, match="void: no "):
+        read(**{**own, which: tmp_path / "void"})
+
+
+def test_empty_class_folder_is_named(own):
+    (own["labeled"] / "eel").mkdir()
+    (own["test"] / "eel").mkdir()
+    with pytest.raises(InputError, match="labeled/eel: a class without images"):
+        read(**own)
+
+
+@pytest.mark.parametrize("which", ["test", "val"])
+def test_different_classes_are_named(own, tmp_path, which):
+    other = write_classes(tmp_path / "other", ["dog", "eel"], 1, first_seed=400)
+    with pytest.raises(InputError, match="other: .* add cat and remove eel"):
+        read(**{**own, which: other})
+
+
+@pytest.mark.parametrize("which", ["labeled", "test"])
+def test_truncated_image_outside_the_pool_is_an_error_that_names_it(own, tmp_path, which):
+    file = tmp_path / which / "cat" / "0000.png"
+    file.write_bytes(file.read_bytes()[:-60])
+    with pytest.raises(InputError, match=f"{which}/cat/0000.png: not a readable image"):
+        read(**own)
+
+
+def test_broken_files_in_the_pool_are_skipped_and_named(own):
+    truncated, text = own["unlabeled"] / "2020" / "0000.png", own["unlabeled"] / "notes.txt"
+    truncated.write_bytes(truncated.read_bytes()[:-60])
+    text.write_text("not an image")
+    splits = read(**own)
+    assert len(splits.unlabeled) == 3
+    assert splits.notes["skipped_files"] == [str(truncated), str(text)]
+
+
+def test_pool_of_broken_files_only_is_an_error(own, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="unlabelled pool: 1 unreadable"):
+        read(**{**own, "unlabeled": tmp_path / "broken"})
+
+
+@pytest.mark.parametrize("image_size", [8, 80])  # in memory, and as files
+@pytest.mark.parametrize("held_out", ["test/cat/0000.png", "labeled/dog/0009.png"])
+def test_copies_of_held_out_images_are_removed_from_the_pool(own, tmp_path, held_out, image_size):
+    (own["unlabeled"] / "copy.png").write_bytes((tmp_path / held_out).read_bytes())
+    splits = read(image_size, **own)
+    assert len(splits.unlabeled) == 4
+    assert splits.notes["removed_from_pool"] == 1
+
+
+def test_held_out_pixels_in_another_format_are_removed_from_the_pool(own, tmp_path):
+    Image.open(tmp_path / "test/cat/0000.png").save(own["unlabeled"] / "copy.bmp")
+    splits = read(**own)
+    assert len(splits.unlabeled) == 4
+    assert splits.notes["removed_from_pool"] == 1
+
+
+def test_same_bytes_in_another_shape_are_another_image(own, tmp_path):
+    pixels = np.asarray(Image.open(tmp_path / "test/cat/0000.png"))
+    Image.fromarray(pixels.reshape(4, 16, 3)).save(own["unlabeled"] / "wide.png")
+    assert read(**own).notes["removed_from_pool"] == 0
+
+
+def test_labeled_images_that_are_held_out_are_counted_and_all_of_them_are_an_error(own, tmp_path):
+    first, second = (tmp_path / "test" / name for name in ("cat/0000.png", "dog/0000.png"))
+    (own["labeled"] / "cat" / "0001.png").write_bytes(first.read_bytes())
+    assert read(**own).notes["labeled_and_held_out"] == 1
+    (own["labeled"] / "dog" / "0001.png").write_bytes(second.read_bytes())
+    with pytest.raises(InputError, match="every test image is also a labelled one"):
+        read(**own)
+
+
+def test_copies_of_labeled_images_may_stay_in_the_pool(own, tmp_path):
+    noise(0).save(own["unlabeled"] / "copy.png")  # equals labeled/cat/0000.png
+    assert len(read(**own).unlabeled) == 5
+
+
+def test_hidden_files_and_folders_are_ignored(own):
+    for folder in (own["labeled"], own["labeled"] / "cat", own["unlabeled"]):
+        (folder / ".DS_Store").write_bytes(b"binary")
+        (folder / ".thumbnails").mkdir()
+        noise(500).save(folder / ".thumbnails" / "a.png")
+        (folder / "._0000.jpg").write_bytes(b"binary")
+    splits = read(**own)
+    assert len(splits.labeled) == 18 and len(splits.unlabeled) == 4
+    assert splits.notes["skipped_files"] == []
+
+
+def test_upper_case_suffixes_are_images_and_other_files_in_classes_are_not(own):
+    noise(500).save(own["labeled"] / "cat" / "A.JPG")
+    (own["labeled"] / "cat" / "list.csv").write_text("0000.png")
+    assert len(read(**own).labeled) == 19
+
+
+def test_a_pipe_in_the_pool_is_skipped(own):
+    os.mkfifo(own["unlabeled"] / "pipe.png")
+    splits = read(**own)
+    assert len(splits.unlabeled) == 4
+    assert [Path(file).name for file in splits.notes["skipped_files"]] == ["pipe.png"]
+
+
+def test_links_are_followed_and_circles_end(own, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    noise(500).save(tmp_path / "elsewhere" / "a.png")
+    (own["unlabeled"] / "link").symlink_to(tmp_path / "elsewhere")
+    (own["unlabeled"] / "circle").symlink_to(own["unlabeled"])
+    assert len(read(**own).unlabeled) == 5
+
+
+def test_notes_can_be_written_as_json(own):
+    assert json.loads(json.dumps(read(**own).notes))["removed_from_pool"] == 0
+
+
+def test_a_labeled_folder_is_read_on_its_own(own):
+    labeled = datasets.read_folder(own["labeled"], 8)
+    assert labeled.labels.tolist() == [0] * 10 + [1] * 10
+    with pytest.raises(InputError, match="add eel"):
+        datasets.read_folder(own["test"], 8, ("cat", "dog", "eel"))
+
+
+def test_a_pool_on_its_own_is_a_list_of_files_that_nobody_has_opened(own, monkeypatch):
+    monkeypatch.setattr(images, "read_image", None)
+    pool = datasets.read_pool(own["unlabeled"], ("cat", "dog"))
+    assert pool.files == tuple(images.list_files(own["unlabeled"]))
+    assert pool.labels.tolist() == [UNKNOWN] * 4 and pool.classes == ("cat", "dog")
+
+
+def test_a_pool_is_decoded_into_memory_only_if_it_is_small(own, monkeypatch):
+    pool = datasets.read_pool(own["unlabeled"], ("cat", "dog"))
+    assert datasets.into_memory(pool, 8).pixels.shape == (4, 3, 8, 8)
+    assert datasets.into_memory(pool, 72) is pool
+    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 4 * 3 * 8 * 8 - 1)
+    assert datasets.into_memory(pool, 8) is pool
+
+
+def test_sets_too_large_for_memory_stay_files(own, monkeypatch):
+    assert read(**own).labeled.pixels.shape == (18, 3, 8, 8)
+    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 8 * 8 * 3 * 25)
+    splits = read(**own)  # 26 images
+    assert splits.labeled.pixels is None and len(splits.labeled.files) == 18

@@ -1,0 +1,148 @@
+"""Files are whole or not there, and belong to the settings that they were made with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from support import InputError, files
+
+# ---- Written whole ----
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path):
+    def fail(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    files.write_atomically(tmp_path / "file", lambda file: file.write(b"whole"))
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomically(tmp_path / "file", fail)
+    assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file_and_no_other(tmp_path):
+    def fail(file):
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise RuntimeError("PytorchStreamWriter failed")  # noqa: B904  (as torch.save does)
+
+    files.write_json(tmp_path / "file", {"a": 1})
+    with pytest.raises(InputError, match="file: not written .*No space left.*; make room"):
+        files.write_atomically(tmp_path / "file", fail)
+    assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# ---- Contents ----
+
+
+def test_a_digest_is_of_contents_and_their_order():
+    values = torch.arange(6)
+    assert files.digest(values) == files.digest(values.numpy()) == files.digest(values.clone())
+    assert files.digest(values) != files.digest(values.flip(0))
+    assert files.digest("one", values) == files.digest(b"one", values)
+    assert files.digest("one", "two") != files.digest("two", "one")
+    assert len({files.digest(), files.digest("one"), files.digest("one", values)}) == 3
+
+
+def test_a_digest_does_not_depend_on_how_an_array_lies_in_memory():
+    values = np.arange(12).reshape(3, 4)
+    assert files.digest(values.T) == files.digest(np.ascontiguousarray(values.T))
+    assert files.digest(values.T) != files.digest(values)
+    assert len(files.digest("b\udcff.png")) == 32  # a file's name that is not text
+
+
+# ---- Settings ----
+
+SETTINGS = {"seed": 1, "classes": ("cat", "dog"), "config": {"rate": 0.1, "steps": 5},
+            "start": None}
+
+
+def test_settings_are_the_same_after_a_trip_through_json():
+    files.require_same("x.pt", json.loads(json.dumps(SETTINGS)), SETTINGS)
+    files.require_same("x.pt", {"1": [2, [3]]}, {1: (2, (3,))})
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"seed": 2, "start": "x"}, "seed: 2, not 1"),
+    ({"classes": ["dog", "cat"]}, r"classes: \['dog', 'cat'\], not \['cat', 'dog'\]"),
+    ({"config": {"rate": 0.1, "steps": 6}, "start": "x"}, "steps: 6, not 5"),
+    ({"config": {"rate": 0.1}}, "steps: None, not 5"),
+    ({"config": None}, "None, not"),
+    ({"start": "x"}, "start: 'x', not None"),
+])
+def test_the_first_setting_that_differs_is_named(change, named):
+    with pytest.raises(InputError, match=f"^x.pt belongs to a run with other .*{named}") as raised:
+        files.require_same("x.pt", files.plain(SETTINGS | change), SETTINGS)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_part_that_only_the_file_has_is_a_difference_within_a_setting():
+    found = {"images": {"labeled": "a", "pseudo": "b"}, "top1": 3}
+    files.require_same("x.pt", found, {"images": {"labeled": "a", "pseudo": "b"}})
+    with pytest.raises(InputError, match="pseudo: 'b', not None"):
+        files.require_same("x.pt", found, {"images": {"labeled": "a"}})
+
+
+def test_what_is_no_dict_of_settings_is_no_run_of_them():
+    with pytest.raises(InputError, match="other settings"):
+        files.require_same("x.pt", ["seed", 1], SETTINGS)
+
+
+# ---- Claims ----
+
+CLAIM = """
+import sys
+from pathlib import Path
+from support import files
+with files.claim(Path(sys.argv[1]), {"seed": 1}):
+    print("claimed")
+"""
+
+
+def claim_elsewhere(folder):
+    """The output of another process that claims a run of the seed 1."""
+    command = [sys.executable, "-c", CLAIM, str(folder)]
+    top = Path(__file__).parents[1]
+    result = subprocess.run(command, cwd=top, capture_output=True, text=True)
+    return (result.stdout + result.stderr).strip().splitlines()[-1]
+
+
+def test_a_run_is_claimed_by_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    with files.claim(folder, {"seed": 1}):
+        assert "another process is at this run" in claim_elsewhere(folder)
+    assert claim_elsewhere(folder) == "claimed"
+    with pytest.raises(KeyboardInterrupt), files.claim(folder, {"seed": 1}):
+        raise KeyboardInterrupt
+    with files.claim(folder, {"seed": 1}):  # an interrupted run continues
+        assert json.loads((folder / "config.json").read_text()) == {"seed": 1}
+
+
+def test_a_claim_of_other_settings_is_refused_and_changes_nothing(tmp_path):
+    with files.claim(tmp_path, {"seed": 1, "sizes": (2, 3)}):
+        pass
+    before = (tmp_path / "config.json").read_bytes()
+    with files.claim(tmp_path, {"seed": 1, "sizes": [2, 3]}):
+        pass
+    with pytest.raises(InputError, match=f"{tmp_path}.*other settings .seed: 1, not 2"):
+        with files.claim(tmp_path, {"seed": 2, "sizes": (2, 3)}):
+            raise AssertionError("claimed")
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_place_that_cannot_be_claimed_stays_as_it_is(tmp_path):
+    damaged, taken = tmp_path / "run" / "config.json", tmp_path / "file"
+    damaged.parent.mkdir()
+    for place, kept, complaint in ((damaged.parent, damaged, "is damaged"),
+                                   (taken, taken, "not made")):
+        kept.write_text("{")
+        with pytest.raises(InputError, match=complaint), files.claim(place, {"seed": 1}):
+            raise AssertionError("claimed")
+        assert kept.read_text() == "{"

@@ -1,0 +1,157 @@
+"""Sets of images: files are found, decoded, cropped and recognised."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from noise_images import in_memory, noise, write_classes, write_files
+from PIL import Image
+
+from support import InputError, images
+
+# ---- Sets ----
+
+
+def test_subset_keeps_order_and_repeats(tmp_path):
+    filed = write_files(tmp_path)
+    subset = filed.subset(torch.tensor([4, 1, 4]))
+    assert subset.labels.tolist() == [0, 1, 0]
+    assert subset.files == (filed.files[4], filed.files[1], filed.files[4])
+    held = in_memory(filed)
+    assert torch.equal(held.subset(torch.tensor([3, 3])).pixels, held.pixels[[3, 3]])
+
+
+def test_an_image_from_memory_is_the_image_of_the_file(tmp_path):
+    filed = write_files(tmp_path)
+    assert in_memory(filed).read(2).tobytes() == filed.read(2).tobytes()
+
+
+def test_the_digest_of_a_set_is_of_its_pixels_or_of_the_names_of_its_files(tmp_path):
+    filed = write_files(tmp_path)
+    held = in_memory(filed)
+    for source in (filed, held):
+        same, other = (source.subset(torch.tensor(rows)) for rows in ([*range(6)], [1, 0, 2]))
+        assert images.digest(same) == images.digest(source) != images.digest(other)
+    assert images.digest(filed) != images.digest(held)
+
+
+# ---- Finding files ----
+
+
+def test_a_pool_of_links_hidden_names_and_circles_is_listed_once_and_in_order(tmp_path):
+    pool = write_classes(tmp_path / "pool", ["b", "a"], 1)
+    (tmp_path / "elsewhere").mkdir()
+    noise(500).save(tmp_path / "elsewhere" / "a.png")
+    (pool / "link").symlink_to(tmp_path / "elsewhere")
+    (pool / "circle").symlink_to(pool)
+    (pool / ".hidden").mkdir()
+    noise(501).save(pool / ".hidden" / "a.png")
+    (pool / "notes.txt").write_text("not an image")
+    found = ["a/0000.png", "b/0000.png", "link/a.png", "notes.txt"]
+    assert images.list_files(pool) == [str(pool / name) for name in found]
+    assert images.list_files(pool, images.SUFFIXES) == [str(pool / name) for name in found[:3]]
+
+
+def test_held_out_folders_may_hold_other_files_too(tmp_path):
+    held_out = write_classes(tmp_path / "test", ["cat", "dog"], 1, first_seed=100)
+    (held_out / "cat" / "notes.txt").write_text("of the cats")
+    assert len(images.fingerprints([held_out])) == 2
+
+
+def test_names_that_are_not_text_can_be_shown():
+    shown = images.first_names(["a.png", "b\udcff.png", "c.png", "d.png"])
+    assert shown == "a.png, b\\udcff.png, c.png, ..."
+    assert images.first_names(["a.png"]) == "a.png"
+
+
+# ---- Decoding ----
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_every_kind_of_color_becomes_rgb(tmp_path, mode):
+    file = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode).save(file)
+    image = images.read_image(str(file))
+    assert image.mode == "RGB" and image.getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_sixteen_bit_gray_keeps_its_range(tmp_path):
+    Image.fromarray(np.full((4, 4), 128 * 256, np.uint16)).save(tmp_path / "gray.png")
+    assert images.read_image(str(tmp_path / "gray.png")).getpixel((0, 0)) == (128, 128, 128)
+    Image.fromarray(np.full((4, 4), 128 * 256, np.uint16)).save(
+        tmp_path / "black.png", transparency=0)
+    assert images.read_image(str(tmp_path / "black.png")).getpixel((0, 0)) == (128, 128, 128)
+    (tmp_path / "gray.pgm").write_bytes(b"P5 4 4 65535 " + b"\x80\x00" * 16)
+    assert images.read_image(str(tmp_path / "gray.pgm")).getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 2**20)])
+def test_pixels_without_a_known_white_are_an_error(tmp_path, pixels):
+    Image.fromarray(pixels.astype(np.float32 if pixels.dtype == np.float32 else np.int32)).save(
+        tmp_path / "deep.tif")
+    with pytest.raises(InputError, match="deep.tif: not a readable image"):
+        images.read_image(str(tmp_path / "deep.tif"))
+
+
+def test_exif_orientation_is_honored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    noise(0, width=8, height=4).save(tmp_path / "turned.jpg", exif=exif)
+    assert images.read_image(str(tmp_path / "turned.jpg")).size == (4, 8)
+
+
+def test_center_crop_leaves_images_of_the_right_size_alone():
+    image = noise(0)
+    assert images.center_crop(image, 8) is image
+
+
+def test_center_crop_of_small_images_is_the_whole_central_square():
+    image = Image.new("RGB", (96, 32), "red")
+    image.paste((0, 0, 255), (32, 0, 64, 32))
+    assert np.array_equal(np.asarray(images.center_crop(image, 32)), np.asarray(image)[:, 32:64])
+    assert images.center_crop(image, 16).getpixel((1, 8)) == (0, 0, 255)
+    assert images.center_crop(image, 16).getpixel((14, 8)) == (0, 0, 255)
+
+
+def test_center_crop_of_large_images_is_the_authors_fraction():
+    image = Image.new("RGB", (512, 256), "red")  # the crop: 224 / 256 of 256 is 224
+    image.paste((0, 0, 255), (144, 16, 368, 240))
+    assert images.center_crop(image, 224).getcolors() == [(224 * 224, (0, 0, 255))]
+
+
+# ---- Recognising images ----
+
+
+def test_a_fingerprint_is_of_pixels_and_shape_not_of_name_and_format(tmp_path):
+    noise(0).save(tmp_path / "a.png")
+    noise(0).save(tmp_path / "b.bmp")
+    noise(1).save(tmp_path / "c.png")
+    Image.fromarray(np.asarray(noise(0)).reshape(4, 16, 3)).save(tmp_path / "wide.png")
+    first, same, other, wide = (images.inspect(str(tmp_path / name), None)[1]
+                                for name in ("a.png", "b.bmp", "c.png", "wide.png"))
+    assert first == same == images.inspect(np.asarray(noise(0)), 8)[1]
+    assert len({first, other, wide}) == 3
+
+
+def test_many_files_are_read_by_worker_processes_with_the_same_result(tmp_path):
+    files = [str(tmp_path / f"{i}.png") for i in range(50)]
+    for i, file in enumerate(files[:-1]):
+        noise(i).save(file)
+    one_by_one = images.inspect_all(files, 8, skip_broken=True)
+    parallel = images.inspect_all(files * 40, 8, skip_broken=True)
+    assert len(parallel) == 2000
+    for i in (0, 7, 48, 49):
+        for j in (i, i + 50 * 39):
+            assert np.array_equal(one_by_one[i][0], parallel[j][0])
+            assert one_by_one[i][1] == parallel[j][1]
+    assert parallel[49] == (None, b"")
+    with pytest.raises(InputError, match="49.png: not a readable image"):
+        images.inspect_all(files * 40, 8)
+
+
+def test_an_unreadable_file_among_the_held_out_images_is_named(tmp_path):
+    held_out = write_classes(tmp_path / "test", ["cat", "dog"], 1)
+    Path(held_out, "dog", "broken.png").write_bytes(b"")
+    with pytest.raises(InputError, match="dog/broken.png: not a readable image"):
+        images.fingerprints([held_out])

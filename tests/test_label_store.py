@@ -1,0 +1,267 @@
+"""The folder of pseudo labels: refused if incomplete or foreign, filled by many, or killed."""
+
+import collections
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from doubles import (
+    SMALL,
+    Linear,
+    assert_same_labels,
+    checkpoint_of,
+    label,
+    make_network,
+    small_pool,
+)
+
+import pseudo_label
+from support import InputError, datasets, label_store
+from support.label_store import Unfinished
+
+# ---- What is refused ----
+
+
+@pytest.fixture
+def network():
+    return make_network()
+
+
+@pytest.fixture
+def pool():
+    return datasets.demo(0, unlabeled=60, val_per_class=1, test_per_class=1).unlabeled
+
+
+@pytest.fixture
+def teacher(network, pool):
+    return checkpoint_of(network, pool)
+
+
+def test_stale_or_foreign_labels_are_refused(network, pool, tmp_path):
+    teacher = checkpoint_of(network, pool)
+    label(teacher, pool, tmp_path / "labels")
+    label(teacher, pool, tmp_path / "labels")  # the same: read again
+    with pytest.raises(InputError, match="threshold"):
+        label(teacher, pool, tmp_path / "labels", threshold=0.06)
+    with pytest.raises(InputError, match="pool"):
+        label(teacher, pool.subset(torch.arange(50)), tmp_path / "labels")
+    other = dataclasses.replace(pool, classes=pool.classes[::-1])
+    with pytest.raises(InputError, match="classes"):
+        label(teacher, other, tmp_path / "labels")
+    network.classifier.weight.data += 1
+    with pytest.raises(InputError, match="teacher"):
+        label(checkpoint_of(network, pool), pool, tmp_path / "labels")
+
+
+def test_labels_that_were_begun_with_other_settings_are_not_mixed(teacher, pool, tmp_path):
+    with pytest.raises(Unfinished):
+        label(teacher, pool, tmp_path / "labels", shard="1/2", batch_size=20)
+    with pytest.raises(InputError, match="temperature: 1.0, not 0.5"):
+        label(teacher, pool, tmp_path / "labels", temperature=0.5, batch_size=20)
+
+
+def test_labels_that_were_begun_for_another_pool_are_not_mixed(teacher, pool, tmp_path):
+    with pytest.raises(Unfinished):
+        label(teacher, pool, tmp_path / "labels", shard="1/2", batch_size=20)
+    other = dataclasses.replace(pool, pixels=255 - pool.pixels)
+    with pytest.raises(InputError, match="settings.json .*pool"):
+        label(teacher, other, tmp_path / "labels", batch_size=20)
+
+
+def test_labels_are_complete_only_with_labels_json(teacher, pool, tmp_path):
+    label(teacher, pool, tmp_path / "labels")
+    (tmp_path / "labels" / "labels.json").unlink()
+    with pytest.raises(InputError, match="no complete pseudo labels"):
+        label_store.read(tmp_path / "labels", pool)
+
+
+@pytest.mark.parametrize("name", ["unique", "targets", "balanced"])
+def test_a_missing_short_or_foreign_array_is_refused(name, tmp_path):
+    pool, folder = small_pool(), tmp_path / "labels"
+    label(Linear(), pool, folder)
+    path, whole = folder / f"{name}.npy", np.load(folder / f"{name}.npy")
+    for damage in (path.unlink, lambda: path.write_bytes(b"\x93NUMPY"),
+                   lambda: np.save(path, whole[:-1])):
+        damage()
+        with pytest.raises(InputError, match="no complete pseudo labels"):
+            label_store.read(folder, pool)
+    np.save(path, whole)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="no complete pseudo labels"):
+        label_store.read(folder, pool)
+
+
+@pytest.mark.parametrize("contents", [
+    "", "{}", "[]", '{"settings": {}}', '{"settings": [], "counts": {}}',
+])
+def test_a_damaged_labels_json_is_one_clear_line(contents, tmp_path):
+    label(Linear(), small_pool(), tmp_path)
+    (tmp_path / "labels.json").write_text(contents)
+    with pytest.raises(InputError, match="no complete pseudo labels"):
+        label_store.read(tmp_path, small_pool())
+
+
+@pytest.mark.parametrize("key", ["settings", "counts", "top1", "per_class"])
+def test_a_labels_json_of_another_kind_is_one_clear_line(key, tmp_path):
+    label(Linear(), small_pool(), tmp_path)
+    contents = json.loads((tmp_path / "labels.json").read_text())
+    del contents[key]
+    (tmp_path / "labels.json").write_text(json.dumps(contents))
+    with pytest.raises(InputError, match="no complete pseudo labels"):
+        label_store.read(tmp_path, small_pool())
+
+
+@pytest.mark.parametrize("shard", ["2/2", "2/1", "1", "a/b", "-1/2", "0/0", "1/2/3"])
+def test_an_impossible_shard_is_refused(shard, tmp_path):
+    with pytest.raises(InputError, match=f"--shard {shard}: give"):
+        label(Linear(), small_pool(), tmp_path / "labels", shard=shard)
+    assert not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize("written", range(10))  # settings, arrays, marks, labels.json
+def test_a_full_disk_is_one_clear_line_and_the_same_command_continues(written, tmp_path):
+    teacher, pool, folder = Linear(), small_pool(), tmp_path / "labels"
+    effects = [None] * written + [OSError(28, "No space left on device")]
+    with mock.patch("os.fsync", side_effect=effects):
+        with pytest.raises(InputError, match="No space left on device.*make room"):
+            label(teacher, pool, folder)
+    assert_same_labels(label(teacher, pool, folder), label(teacher, pool, tmp_path / "other"))
+
+
+def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/labels.*: not made"):
+        label(Linear(), small_pool(), tmp_path / "file" / "labels")
+
+
+def test_classes_take_two_bytes_an_image(tmp_path):
+    """Of the paper's 300 M images: 0.6 GB."""
+    label(Linear(), small_pool(), tmp_path)
+    for name in ("class", "target_class"):
+        assert np.load(tmp_path / f"{name}.npy").dtype == np.int16
+
+
+# ---- Interrupted, and shared ----
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """Labels by one process that nobody stopped."""
+    return label(Linear(), small_pool(), tmp_path / "whole", **SMALL)
+
+
+@pytest.mark.parametrize("noised_teacher", [False, True])
+def test_shards_in_any_order_give_the_labels_of_a_single_run(noised_teacher, tmp_path):
+    options = SMALL | {"noised_teacher": noised_teacher}
+    whole = label(Linear(), small_pool(), tmp_path / "whole", **options)
+    teacher, folder = Linear(), tmp_path / "labels"
+
+    def run(number):
+        return label(teacher, small_pool(), folder, shard=f"{number}/3", **options)
+
+    for number, missing in (2, "0, 1"), (0, "1"):
+        with pytest.raises(Unfinished, match=f"pass 1 of shard {number}/3 is done, that of "
+                                             f"{missing} is missing"):
+            run(number)
+    # the last of pass 1 goes on to pass 2
+    with pytest.raises(Unfinished, match="pass 2 of shard 1/3 is done, that of 0, 2 is missing"):
+        run(1)
+    with pytest.raises(Unfinished, match="pass 2 of shard 2/3"):
+        run(2)
+    labels = run(0)
+    assert_same_labels(labels, whole)
+    assert_same_labels(run(1), whole)
+    batches = -(-len(small_pool()) // 10) + -(-len(labels.unique) // 10)
+    assert len(teacher.shown) == batches  # no image twice
+
+
+def label_shard(number, out):
+    try:
+        label(Linear(), small_pool(), out, **SMALL, shard=f"{number}/3")
+    except Unfinished:
+        pass
+
+
+def test_shards_that_run_at_the_same_time_do_not_disturb_each_other(whole, tmp_path):
+    process, out = multiprocessing.get_context("fork"), tmp_path / "labels"
+    for _ in range(4):  # pass 1, pass 2, and each time once more if all ended at once
+        jobs = [process.Process(target=label_shard, args=(number, out)) for number in range(3)]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+            assert job.exitcode == 0
+    assert_same_labels(label_store.read(out, small_pool()), whole)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "balanced.npy", "class.npy", "confidence.npy", "labels.json", "target_class.npy",
+        "targets.npy", "unique.npy"]
+
+
+def test_a_shard_that_comes_as_another_one_completes_takes_nothing_away(tmp_path, whole):
+    """Between its first look and its second the folder is completed."""
+    folder, complete = tmp_path / "whole", label_store.LabelStore.complete
+    looks = iter([False])
+
+    def late(store):
+        return next(looks, None) is None and complete(store)
+
+    with mock.patch.object(label_store.LabelStore, "complete", late):
+        labels = label(Linear(), small_pool(), folder, shard="0/3", **SMALL)
+    assert_same_labels(labels, whole)
+    assert not (folder / "progress").exists()
+
+
+def killed_at(event, pool, out, log):
+    """Label in this process, and kill it at the n-th thing it does with a file below `out`."""
+    seen = 0
+
+    def watch(name, arguments):
+        nonlocal seen
+        if str(out) in str(arguments[:1]):
+            seen += 1
+            if seen == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def fsync(number, real=os.fsync):  # the one thing that Python's auditing does not tell of
+        watch("fsync", (out,))
+        real(number)
+
+    def predict(network, images, *arguments, real=pseudo_label.predict, **options):
+        numbers, marks = images.pixels[:, 0, 0, 0].tolist(), os.listdir(out / "progress")
+        with open(log, "a") as file:
+            file.write(json.dumps([options["seed"], numbers, marks]) + "\n")
+        return real(network, images, *arguments, **options)
+
+    os.fsync, pseudo_label.predict = fsync, predict
+    sys.addaudithook(watch)
+    label(Linear(), pool, out, **SMALL)
+
+
+def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(whole, tmp_path):
+    out, log = tmp_path / "labels", tmp_path / "log"
+    process = multiprocessing.get_context("fork")
+    for kills in range(1, 100):  # first at the first event, then at the second, ...
+        labelling = process.Process(target=killed_at, args=(kills, small_pool(), out, log))
+        labelling.start()
+        labelling.join()
+        if labelling.exitcode == 0:
+            break
+        assert labelling.exitcode == -signal.SIGKILL
+        if not (out / "labels.json").exists():
+            with pytest.raises(InputError, match="no complete"):
+                label_store.read(out, small_pool())
+    assert kills > 10
+    assert_same_labels(label_store.read(out, small_pool()), whole)
+    labelled = collections.defaultdict(set)
+    for line in log.read_text().splitlines():
+        (_, number, first), images, marks = json.loads(line)
+        labelled[number].update(images)
+        assert f"pass {number}-{first // 10:06}" not in marks  # what is done is not done again
+    assert labelled == {1: set(range(60)), 2: set(whole.unique.tolist())}

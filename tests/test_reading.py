@@ -1,0 +1,172 @@
+"""Images are read in batches, clean, by any number of processes; a network without noise."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from noise_images import in_memory, write_classes, write_files
+from PIL import Image
+from torch import nn
+
+from support import InputError, datasets, devices, images, reading
+
+BATCHES = (torch.tensor([0, 1, 0]), torch.tensor([5, 2]), torch.tensor([0, 1, 0]))
+
+
+@pytest.fixture
+def filed(tmp_path):
+    """Six images of 96x96 pixels that stay files."""
+    return write_files(tmp_path)
+
+
+def double(key):
+    """What a worker process makes of a key."""
+    if key < 0:
+        raise InputError(f"{key}: no key")
+    return np.full((2, 3), 2 * key)
+
+
+# ---- The reader ----
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_read_comes_stacked_and_in_order(workers):
+    found = list(reading.read(double, [[1], [2, 3], [4]], workers))
+    assert [tuple(batch.shape) for batch in found] == [(1, 2, 3), (2, 2, 3), (1, 2, 3)]
+    assert [batch[:, 0, 0].tolist() for batch in found] == [[2], [4, 6], [8]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_wrong_input_to_a_worker_is_one_clear_line(workers):
+    found = reading.read(double, [[1], [-1], [2]], workers)
+    assert len(next(found)) == 1
+    with pytest.raises(InputError, match="^-1: no key$"):
+        next(found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_endless_batches_are_drawn_only_as_far_as_needed(filed, workers):
+    drawn = itertools.count()
+    endless = (torch.tensor([next(drawn) % 6]) for _ in itertools.count())
+    batches = reading.clean(filed, endless, 80, workers)
+    for _ in range(3):
+        next(batches)
+    assert next(drawn) <= 3 + 2 * workers
+
+
+# ---- Clean images ----
+
+
+def test_batches_from_memory_are_looked_up(filed):
+    held = in_memory(filed)
+    batches = list(reading.clean(held, BATCHES, 96))
+    assert len(batches) == len(BATCHES) and all(usable.all() for _, usable in batches)
+    assert all(torch.equal(b, held.pixels[i]) for (b, _), i in zip(batches, BATCHES, strict=True))
+
+
+def test_batches_from_memory_of_another_size_are_an_error(filed):
+    with pytest.raises(InputError, match="96 px, not the 40 px"):
+        next(reading.clean(in_memory(filed), BATCHES, 40))
+
+
+def test_clean_batches_from_files_are_center_crops(filed):
+    batches, usable = zip(*reading.clean(filed, BATCHES, 80), strict=True)
+    assert [tuple(b.shape) for b in batches] == [(3, 3, 80, 80), (2, 3, 80, 80), (3, 3, 80, 80)]
+    assert torch.cat(usable).tolist() == [True] * 8
+    expected = images.center_crop(images.read_image(filed.files[5]), 80)
+    assert np.array_equal(batches[1][0].permute(1, 2, 0), np.asarray(expected))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_breaks_after_it_was_listed_is_one_clear_line(filed, workers):
+    Path(filed.files[3]).write_bytes(b"broken since")
+    with pytest.raises(InputError) as raised:
+        list(reading.clean(filed, [torch.arange(6)], 80, workers))
+    assert filed.files[3] in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_files_and_held_out_images_show_when_the_pool_is_opened(tmp_path, workers):
+    own = write_classes(tmp_path / "pool", ["2019/summer", "2020"], 2, first_seed=200)
+    held_out = write_classes(tmp_path / "test", ["cat", "dog"], 1, first_seed=100) / "cat"
+    copy = own / "copy.bmp"  # the same pixels in another format
+    Image.open(images.list_files(held_out)[0]).save(copy)
+    (own / "notes.txt").write_text("not an image")
+    pool = datasets.read_pool(own, ("cat", "dog"))
+    batches = reading.clean(pool, torch.arange(6).split(4), 8, workers,
+                            images.fingerprints([held_out]))
+    pixels, usable = (torch.cat(part) for part in zip(*batches, strict=True))
+    left_out = {file for file, good in zip(pool.files, usable, strict=True) if not good}
+    assert left_out == {str(copy), str(own / "notes.txt")}
+    rest = pool.subset(usable.nonzero().flatten())
+    assert torch.equal(pixels[usable], datasets.into_memory(rest, 8).pixels)
+    assert not pixels[~usable].any()
+
+
+def test_reading_batches_leaves_torch_random_numbers_alone(filed):
+    torch.manual_seed(0)
+    list(reading.clean(filed, BATCHES, 80))
+    list(reading.clean(filed, BATCHES, 80, 0, frozenset()))
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+# ---- A function of all images ----
+
+
+def network_with_a_frozen_part():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Dropout()))
+    network.train()
+    network[1].eval()
+    return network
+
+
+@pytest.mark.parametrize("noised", [False, True])
+def test_each_module_is_in_its_own_mode_again_afterwards(noised):
+    network = network_with_a_frozen_part()
+    before = [module.training for module in network.modules()]
+    assert before == [True, True, False, True, True]
+    with reading.evaluation_mode(network, noised):
+        found = [module.training for module in network.modules()]
+        assert found == ([True, True, False, True, True] if noised else [False] * 5)
+    assert [module.training for module in network.modules()] == before
+    with pytest.raises(KeyboardInterrupt), reading.evaluation_mode(network, noised):
+        raise KeyboardInterrupt
+    assert [module.training for module in network.modules()] == before
+
+
+def test_a_noised_teacher_keeps_the_statistics_of_batch_norm():
+    network = network_with_a_frozen_part().eval()
+    with reading.evaluation_mode(network, noised=True):
+        assert network[2][0].training and not network[1].training
+    assert not any(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("size", [1, 4, None])
+def test_a_function_gets_each_image_once_whatever_the_size_of_a_batch(filed, size):
+    seen = []
+
+    def mean(batch):
+        seen.append(len(batch))
+        return batch.float().mean((1, 2, 3)).unsqueeze(1)
+
+    held = in_memory(filed)
+    found = reading.evaluate(mean, held, 96, size, devices.choose("cpu"), 0, None, None, None)
+    assert torch.equal(found, held.pixels.float().mean((1, 2, 3)).unsqueeze(1))
+    assert set(seen) == {size or 6}  # the last batch is filled up
+
+
+def test_rows_of_images_that_are_not_usable_are_zero(filed):
+    held_out = frozenset([images.inspect(filed.files[2], None)[1]])
+    Path(filed.files[4]).write_bytes(b"broken since")
+    found = reading.evaluate(lambda batch: batch.float().mean((1, 2, 3)).unsqueeze(1) + 1, filed,
+                             96, 4, devices.choose("cpu"), 0, None, None, held_out)
+    assert (found.flatten() == 0).tolist() == [False, False, True, False, True, False]
+
+
+def test_batches_of_larger_images_are_smaller_and_never_empty():
+    assert [reading.size_for(size) for size in (32, 128, 224, 800)] == [500, 500, 163, 12]
+    assert reading.size_for(10**6) == 1

@@ -1,0 +1,316 @@
+"""A run's files: claimed, continued after any interruption, logged, and never mixed up."""
+
+import dataclasses
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import types
+from unittest import mock
+
+import kill_training
+import numpy as np
+import pytest
+import tiny
+import torch
+from tiny import ROOT, TINY, run, same, weights, write_images
+
+import train
+from support import InputError, cli, runs
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return tiny.make_splits()
+
+
+# ---- A run of anything that has a state ----
+
+
+class Counter:
+    """The least that a run can keep."""
+
+    def __init__(self):
+        self.value = torch.zeros(())
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+def make_run(out, total=10, log=4, evaluate=5, save=3, **settings):
+    every = {"log": log, "evaluate": evaluate, "save": save}
+    return runs.Run(out, settings, total, every=every, name="count")
+
+
+def count(out, until=math.inf, **settings):
+    """A run that adds up its steps, as far as step `until`; the sum, and the first step."""
+    run, counter = make_run(out, **settings), Counter()
+    if run.finished:
+        return None
+    first = run.resume(network=counter)
+    for step, batch in run.steps([batch] for batch in range(first, 10)):
+        if step == until:
+            raise KeyboardInterrupt
+        assert batch == [step]
+        counter.value += step
+        if run.due("log", step):
+            run.log(step, loss=float(counter.value), learning_rate=0.1)
+        if run.due("save", step):
+            run.save(step)
+    run.finish(total=counter.value)
+    return int(counter.value), first
+
+
+def test_each_task_is_due_after_its_number_of_steps_and_the_last_one(tmp_path):
+    run = make_run(tmp_path / "a.pt")
+    due = {what: [step for step in range(10) if run.due(what, step)] for what in run.every}
+    assert due["evaluate"] == [4, 9] and due["save"] == [2, 5, 8]
+    assert due["log"] == [2, 3, 5, 7, 8, 9]  # with each state, too
+
+
+def test_the_last_step_saves_no_state_even_if_it_is_its_turn(tmp_path):
+    run = make_run(tmp_path / "a.pt", total=9)
+    assert [step for step in range(9) if run.due("save", step)] == [2, 5]
+    assert run.due("log", 8) and run.due("evaluate", 8)
+
+
+def test_a_run_goes_on_from_its_last_state_and_ends_with_the_same(tmp_path):
+    whole, part = tmp_path / "whole.pt", tmp_path / "part.pt"
+    assert count(whole) == (45, 0)
+    with pytest.raises(KeyboardInterrupt):
+        count(part, until=8)
+    assert not part.exists() and (tmp_path / "part.resume").exists()
+    assert count(part) == (45, 6)  # after the state of step 5
+    steps = [[line["step"] for line in tiny.log_lines(path)] for path in (whole, part)]
+    assert steps[0] == steps[1] == [2, 3, 5, 7, 8, 9]
+    assert not (tmp_path / "part.resume").exists() and count(part) is None  # finished
+
+
+def test_a_state_or_checkpoint_of_other_settings_is_named_with_the_first_that_differs(tmp_path):
+    out = tmp_path / "a.pt"
+    with pytest.raises(KeyboardInterrupt):
+        count(out, until=5, seed=3, size=[1, 2])
+    with pytest.raises(InputError, match=r"a.resume .*other settings \(seed: 3, not 4\): .*other"):
+        count(out, seed=4, size=[1, 2])
+    count(out, seed=3, size=(1, 2))
+    with pytest.raises(InputError, match=r"a.pt .*other settings \(size: \[1, 2\], not \[2\]\)"):
+        count(out, seed=3, size=[2])
+
+
+def test_runs_that_share_a_log_keep_each_others_lines(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps({"name": "other", "step": 9}) + "\n"
+                   + json.dumps({"name": "count", "step": 5}) + "\n")
+    runs.trim_log(log, "count", 5)
+    assert log.read_text() == json.dumps({"name": "other", "step": 9}) + "\n"
+
+
+# ---- Finished, interrupted and foreign runs ----
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(splits, tmp_path):
+    config = dataclasses.replace(TINY, learning_rate=1e30, optimizer="sgd", warmup_epochs=0)
+    with pytest.raises(FloatingPointError, match="step [0-9]+, learning rate.*longer warm-up") as e:
+        run(config, splits, tmp_path / "a.pt", checkpoint_steps=500)
+    assert not (tmp_path / "a.pt").exists() and "a.resume" not in str(e.value)  # there is none
+    with mock.patch.object(train, "learning_rate", lambda step, _: 1e-3 if step < 2 else math.inf):
+        with pytest.raises(FloatingPointError, match="after step 2.*a.resume holds the last"):
+            run(config, splits, tmp_path / "a.pt", checkpoint_steps=1)
+    state = torch.load(tmp_path / "a.resume", weights_only=True)
+    assert all(value.isfinite().all() for value in state["network"].values())
+
+
+def test_a_finished_run_is_not_run_again_and_not_mixed_up_with_another(splits, tmp_path):
+    path = run(TINY, splits, tmp_path / "a.pt")
+    before = path.stat().st_mtime_ns
+    run(TINY, splits, path)
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(InputError, match=r"a.pt .*other settings \(seed: 0, not 9\)"):
+        run(dataclasses.replace(TINY, seed=9), splits, path)
+
+
+def test_a_run_belongs_to_its_validation_images(splits, tmp_path):
+    path = run(TINY, splits, tmp_path / "a.pt")
+    others = [dataclasses.replace(splits, validation=None),
+              dataclasses.replace(splits, validation=splits.test),
+              dataclasses.replace(splits, validation=dataclasses.replace(
+                  splits.validation, labels=splits.validation.labels.flip(0)))]
+    for other in others:
+        with pytest.raises(InputError, match=r"other settings \(validation: "):
+            run(TINY, other, path)
+
+
+def test_a_teacher_is_not_taken_for_a_student_nor_for_one_of_other_pseudo_labels(splits, tmp_path):
+    path = run(TINY, splits, tmp_path / "a.pt", students=False)
+    with pytest.raises(InputError, match=r"other settings \(pseudo: "):
+        run(TINY, splits, path)
+    student = run(TINY, splits, tmp_path / "b.pt")
+    with pytest.raises(InputError, match=r"other settings \(pseudo: "):
+        run(TINY, splits, student, students=False)
+    with pytest.raises(InputError, match=r"other settings \(pseudo: "):
+        run(TINY, splits, student, balanced=np.arange(40))
+    with pytest.raises(InputError, match=r"other settings \(pseudo: "):
+        run(TINY, splits, student, kind="hard")
+    fewer = dataclasses.replace(splits, labeled=splits.labeled.subset(torch.arange(20).flip(0)))
+    with pytest.raises(InputError, match=r"other settings \(labeled: "):
+        run(TINY, fewer, student)
+
+
+def test_a_run_belongs_to_its_start(splits, tmp_path):
+    start = run(TINY, splits, tmp_path / "start.pt", students=False)
+    path = run(TINY, splits, tmp_path / "a.pt", students=False, start=start)
+    assert run(TINY, splits, path, students=False, start=start) == path
+    with pytest.raises(InputError, match=r"other settings \(start: "):
+        run(TINY, splits, path, students=False)
+
+
+@pytest.mark.parametrize("name", ["folder.pt", "text.pt", "weights.pt", "text.pt/below.pt",
+                                  "a.resume", "a.jsonl", "log.pt"])
+def test_an_output_that_cannot_be_written_is_an_error_and_stays_as_it_is(name, splits, tmp_path):
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "log.jsonl").mkdir()
+    (tmp_path / "text.pt").write_text("text")
+    torch.save({"stem.weight": torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+        run(TINY, splits, tmp_path / name)
+    assert (tmp_path / "text.pt").read_text() == "text" and (tmp_path / "folder.pt").is_dir()
+    assert "stem.weight" in torch.load(tmp_path / "weights.pt", weights_only=True)
+
+
+def test_a_state_that_was_left_behind_by_a_finished_run_is_removed(splits, tmp_path):
+    path = run(TINY, splits, tmp_path / "a.pt")
+    (tmp_path / "a.resume").write_bytes(path.read_bytes())  # killed before it removed it
+    run(TINY, splits, path)
+    assert not (tmp_path / "a.resume").exists()
+
+
+def test_names_with_a_dot_do_not_share_files(splits, tmp_path):
+    for name in ("teacher.0", "teacher.1"):
+        run(TINY, splits, tmp_path / name, students=False)
+    assert {"teacher.0.jsonl", "teacher.1.jsonl"} <= {path.name for path in tmp_path.iterdir()}
+
+
+# ---- Killed ----
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import tiny
+from support import runs
+count, write = 0, runs.write_atomically
+def killing_write(path, writer):
+    global count
+    count += 1
+    if count == {kill_at}:  # in the middle of the write
+        with open(str(path) + ".tmp", "wb") as file:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    write(path, writer)
+runs.write_atomically = killing_write
+tiny.run(tiny.TINY, tiny.make_splits(), {out!r}, checkpoint_steps=2)
+"""
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3])
+def test_a_run_killed_while_it_saves_ends_with_the_same_weights(kill_at, splits, tmp_path):
+    reference = run(TINY, splits, tmp_path / "whole.pt", checkpoint_steps=2)
+    out = tmp_path / "killed.pt"
+    for kill in (kill_at, 0):
+        code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), kill_at=kill, out=str(out))
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert result.returncode == (-signal.SIGKILL if kill else 0), result.stderr
+    assert same(weights(out), weights(reference))
+
+    def steps(path):
+        return [line["step"] for line in tiny.log_lines(path) if "loss" in line]
+
+    assert steps(out) == steps(reference)  # no line twice, none lost
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
+    kill_training.train_and_kill(whole, 12, kills=0, seed=0)
+    assert len(kill_training.train_and_kill(killed, 12, kills=3, seed=0)) == 3
+    assert same(weights(killed), weights(whole))
+
+
+# ---- A full disk ----
+
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {root!r})
+import train
+from support import cli, runs
+count, write = 0, runs.write_atomically
+def limited_write(path, writer):
+    global count
+    count += path.suffix == ".resume"
+    if count == 3:  # from here on no file of this process may grow beyond 100 kB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    write(path, writer)
+runs.write_atomically = limited_write
+sys.exit(cli.run(train.main, {arguments!r}))
+"""
+
+
+def test_a_full_disk_ends_with_one_line_and_leaves_the_older_checkpoint(splits, tmp_path):
+    write_images(splits.labeled, tmp_path / "images")
+    arguments = ["--labeled", str(tmp_path / "images"), "--out", str(tmp_path / "run" / "a.pt"),
+                 "--arch", "0.25x0.34", "--image-size", "32", "--batch-size", "10", "--epochs", "4",
+                 "--checkpoint-steps", "2", "--device", "cpu"]
+    code = FULL.format(root=str(ROOT), arguments=arguments)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    complaint = result.stderr.splitlines()[-1]
+    assert complaint.startswith("train.py: ") and "File too large" in complaint
+    assert "Traceback" not in result.stderr
+    state = torch.load(tmp_path / "run" / "a.resume", weights_only=True)
+    assert state["step"] == 4
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert cli.run(train.main, arguments) == 0  # with room again it goes on
+
+
+# ---- The log ----
+
+
+@pytest.mark.parametrize("content", ['{"text": "mine"}\n', "mine\nall mine\n", "[1]\n[2]\n"])
+def test_a_file_in_the_place_of_the_log_stays_as_it_is(content, splits, tmp_path):
+    (tmp_path / "a.jsonl").write_text(content * 2)
+    with pytest.raises(InputError, match="a.jsonl is in the way and not a log"):
+        run(TINY, splits, tmp_path / "a.pt")
+    assert (tmp_path / "a.jsonl").read_text() == content * 2
+
+
+def test_a_log_that_cannot_be_written_ends_with_one_line(splits, tmp_path):
+    full = types.SimpleNamespace(dumps=mock.Mock(side_effect=OSError("full")))
+    with mock.patch.object(runs, "json", full):
+        with pytest.raises(InputError, match="a.jsonl: not written .full.; make room"):
+            run(TINY, splits, tmp_path / "a.pt")
+
+
+def test_tensorboard_gets_the_log_where_it_is_installed(splits, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            self.folder = folder
+
+        def add_scalar(self, key, value, step):
+            written.append((key, step))
+
+        def close(self):
+            written.append("closed")
+
+    fake = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    run(TINY, splits, tmp_path / "a.pt")
+    assert {("loss", 0), ("val_top1", 7), ("learning_rate", 3)} <= set(written)
+    assert written[-1] == "closed"

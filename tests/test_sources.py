@@ -1,0 +1,340 @@
+"""Which images the flags of a command line ask for, and which plan fits them.
+
+Stand-ins are in the place of torchvision's readers of published sets.
+"""
+
+import re
+import urllib.error
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from doubles import planned, write_folders
+from noise_images import images_of, noise, write_classes
+from PIL import Image
+
+import iterate
+from support import InputError, cli, datasets, sources
+from support.images import UNKNOWN
+from support.sources import Source
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The flags of 20 labelled, 4 unlabelled and 4 test images in two classes."""
+    write_classes(tmp_path / "labeled", ["cat", "dog"], 10)
+    write_classes(tmp_path / "test", ["cat", "dog"], 2, first_seed=100)
+    write_classes(tmp_path / "pool", ["deep/er"], 4, first_seed=200)
+    return Source(*(str(tmp_path / name) for name in ("labeled", "pool", "test")))
+
+
+def sizes(splits):
+    return [len(splits.labeled), len(splits.unlabeled), len(splits.validation), len(splits.test)]
+
+
+# ---- The images of a loop ----
+
+
+def test_without_flags_the_demo_is_drawn_with_the_seed_and_sizes_asked_for():
+    source = Source(labels_per_class=1, unlabeled_images=40, val_per_class=2, test_per_class=3)
+    splits = sources.choose(source, "demo", 32, 5)
+    assert sizes(splits) == [10, 40, 20, 30]
+    expected = datasets.demo(5, 1, 40, 2, 3)
+    assert splits.unlabeled.pixels.equal(expected.unlabeled.pixels)
+
+
+def test_own_folders_are_read(own, tmp_path):
+    splits = sources.choose(own, "own", 8, 0)
+    assert sizes(splits) == [18, 4, 2, 4]
+    assert splits.unlabeled.labels.tolist() == [UNKNOWN] * 4
+    assert sizes(sources.choose(replace(own, val_per_class=3), "own", 8, 0)) == [14, 4, 6, 4]
+    held_out = str(write_classes(tmp_path / "val", ["cat", "dog"], 5, first_seed=300))
+    assert sizes(sources.choose(replace(own, val=held_out), "own", 8, 0)) == [20, 4, 10, 4]
+
+
+def test_a_labeled_folder_is_split(own):
+    source = Source(train=own.labeled, test=own.test, labels_per_class=3)
+    assert sizes(sources.choose(source, "own", 8, 0)) == [6, 12, 2, 4]
+
+
+def test_a_folder_may_be_called_as_that_of_torchvision_is(own, tmp_path, monkeypatch):
+    (tmp_path / "labeled").rename(tmp_path / "datasets")
+    monkeypatch.chdir(tmp_path)
+    splits = sources.choose(replace(own, labeled="datasets"), "own", 8, 0)
+    assert sizes(splits) == [18, 4, 2, 4]
+
+
+def test_a_published_set_is_read_with_what_the_flags_say(monkeypatch):
+    called = []
+    monkeypatch.setattr(sources, "read_published", lambda *given: called.append(given) or "splits")
+    source = Source(dataset="svhn", labels_per_class=9, root="elsewhere")
+    assert sources.choose(source, "cifar10", 32, 7) == "splits"
+    assert called == [(source, 32, 7)]
+
+
+@pytest.mark.parametrize(("flags", "expected"), [
+    ({"unlabeled": "x"}, "--unlabeled does not go with the demo's images: leave it out, or give"),
+    ({"labeled": "x", "labels_per_class": 3}, "--labels-per-class does not go with --labeled"),
+    ({"train": "x", "unlabeled": "y"}, "--unlabeled does not go with --train"),
+    ({"dataset": "svhn", "test": "x"}, "--test does not go with --dataset"),
+    ({"labeled": "x", "root": "y"}, "--root does not go with --labeled"),
+    ({"labeled": "x", "test": "y"}, "--labeled needs --unlabeled DIR and --test DIR"),
+    ({"labeled": "x", "unlabeled": "y"}, "--labeled needs --unlabeled DIR and --test DIR"),
+    ({"train": "x", "labels_per_class": 3}, "--train needs --test DIR and --labels-per-class N"),
+    ({"train": "x", "test": "y"}, "--train needs --test DIR and --labels-per-class N"),
+    ({}, "plan own needs images: give --labeled, --unlabeled and --test"),
+])
+def test_flags_that_nothing_would_read_or_that_are_missing_are_named(flags, expected):
+    with pytest.raises(InputError, match=f"^{expected}"):
+        sources.choose(Source(**flags), "own", 32, 0)
+
+
+# ---- Published sets ----
+
+
+def fake_arrays(channels_last, size, labels_name, num_classes, names=None):
+    """A class in the shape of torchvision's array datasets: six training images of each class."""
+
+    class Fake:
+        def __init__(self, root, part, download=True):
+            part = {True: "train", False: "test"}.get(part, part)
+            count = num_classes * {"train": 6, "test": 2}.get(part, 3)
+            shape = (count, size, size, 3) if channels_last else (count, 3, size, size)
+            self.data = np.random.default_rng([*part.encode()]).integers(0, 256, shape, np.uint8)
+            labels = np.arange(count) % num_classes if part != "unlabeled" else np.full(count, -1)
+            setattr(self, labels_name, labels.tolist() if channels_last else labels)
+            if names:
+                self.classes = names
+
+    return Fake
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A function that puts a fake in the place of the torchvision class that reads a set."""
+
+    def replace(name, original, fake):
+        reader, *rest = sources.PUBLISHED[name]
+        assert reader is getattr(torchvision.datasets, original)
+        monkeypatch.setitem(sources.PUBLISHED, name, (fake, *rest))
+
+    return replace
+
+
+def published(name, root, labels_per_class, val_per_class, image_size=32, seed=0):
+    source = Source(dataset=name, root=root, labels_per_class=labels_per_class,
+                    val_per_class=val_per_class)
+    return sources.read_published(source, image_size, seed)
+
+
+@pytest.mark.parametrize(("name", "reader"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
+def test_cifar_is_split_by_seed_and_its_rest_is_the_pool(name, reader, stand_in, tmp_path):
+    fake = fake_arrays(True, 32, "targets", 2, ["cat", "dog"])
+    stand_in(name, reader, fake)
+    splits = published(name, tmp_path, 2, 1)
+    again = published(name, tmp_path, 2, 1)
+    other = published(name, tmp_path, 2, 1, seed=1)
+    assert splits.labeled.classes == ("cat", "dog")
+    assert [len(s) for s in (splits.labeled, splits.unlabeled, splits.validation)] == [4, 6, 2]
+    sets = images_of(splits)
+    source = fake(None, "train").data.transpose(0, 3, 1, 2)
+    for i, image in enumerate(splits.labeled.pixels):
+        (row,) = [j for j in range(12) if np.array_equal(source[j], image.numpy())]
+        assert splits.labeled.labels[i] == row % 2
+    assert len(sets["labeled"] | sets["unlabeled"] | sets["validation"]) == 12
+    assert torch.equal(splits.labeled.pixels, again.labeled.pixels)
+    assert images_of(other)["labeled"] != sets["labeled"]
+
+
+def test_published_images_are_enlarged_only_if_the_memory_is_enough(
+        stand_in, monkeypatch, tmp_path):
+    stand_in("cifar10", "CIFAR10", fake_arrays(True, 32, "targets", 2, ["cat", "dog"]))
+    size = 3 * 64 * 64 * 2 * 16  # of 16 images, as a list and as one array
+    monkeypatch.setattr(sources.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, size))
+    assert published("cifar10", tmp_path, 2, 1, 64).test.pixels.shape[-1] == 64
+    size -= 1
+    with pytest.raises(InputError, match="leave out --image-size, or give 32"):
+        published("cifar10", tmp_path, 2, 1, 64)
+    size = 0  # as they are they need no more than torchvision has taken already
+    published("cifar10", tmp_path, 2, 1)
+
+
+def test_svhn_takes_all_labels_and_its_extra_images_are_the_pool(stand_in, tmp_path):
+    stand_in("svhn", "SVHN", fake_arrays(False, 32, "labels", 10))
+    splits = published("svhn", tmp_path, None, 1)
+    assert len(splits.labeled) == 50 and len(splits.validation) == 10
+    assert splits.unlabeled.labels.tolist() == [*range(10)] * 3
+    assert splits.labeled.classes == tuple("0123456789")
+
+
+def test_stl10_pool_has_unknown_labels_and_the_left_over_training_images(stand_in, tmp_path):
+    stand_in("stl10", "STL10", fake_arrays(False, 96, "labels", 2, ["cat", "dog"]))
+    splits = published("stl10", tmp_path, 4, 1, image_size=32)
+    assert splits.unlabeled.labels.tolist() == [0, 1] + [UNKNOWN] * 6
+    assert splits.test.pixels.shape == (4, 3, 32, 32)
+
+
+def test_imagenette_is_read_from_its_folders(stand_in, tmp_path):
+    def fake(root, split, download, size):
+        assert size == "160px" and download
+        write_classes(tmp_path / "imagenette2-160" / split, ["n01", "n02"], 4,
+                      {"train": 1, "val": 2}[split] * 100)
+
+    stand_in("imagenette", "Imagenette", fake)
+    splits = published("imagenette", tmp_path, 1, 1, 160)
+    assert splits.labeled.classes == ("n01", "n02")
+    assert len(splits.unlabeled.files) == 4 and len(splits.test.files) == 8
+
+
+@pytest.mark.parametrize(
+    "error", [urllib.error.URLError("no route"), RuntimeError("bad\nfile"), ImportError("scipy")]
+)
+def test_published_set_without_data_or_network_is_one_clear_line(error, stand_in, tmp_path):
+    def fail(*_, **__):
+        raise error
+
+    stand_in("svhn", "SVHN", fail)
+    with pytest.raises(InputError, match="svhn: neither found in .* nor downloaded") as caught:
+        published("svhn", tmp_path, 2, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_published_set_lists_the_known_ones(capsys):
+    with pytest.raises(SystemExit):
+        run("--dataset", "mnist")
+    assert re.search("--dataset: invalid choice: 'mnist' .*cifar10", capsys.readouterr().err)
+
+
+# ---- The plan that fits ----
+
+
+@pytest.mark.parametrize(("dataset", "plan", "changes"), [
+    ("cifar10", "cifar10", {}), ("cifar100", "cifar10", {}), ("svhn", "cifar10", {"flip": False}),
+    ("stl10", "own", {"image_size": 96}), ("imagenette", "own", {}),
+])
+def test_a_published_set_has_a_plan_and_keeps_its_needs_in_another(dataset, plan, changes):
+    source = Source(dataset=dataset)
+    assert sources.plan_for(source, None) == (plan, changes)
+    assert sources.plan_for(source, "paper") == ("paper", changes)
+
+
+@pytest.mark.parametrize(("side", "expected"), [
+    (28, ("cifar10", {"image_size": 32})), (64, ("cifar10", {"image_size": 64})), (65, ("own", {})),
+])
+def test_the_first_image_of_a_folder_tells_the_plan(side, expected, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        noise(0, side - 1, side).save(tmp_path / name / "0.png")
+    for source in (Source(labeled=str(tmp_path)), Source(train=str(tmp_path))):
+        assert sources.plan_for(source, None) == expected
+        assert sources.plan_for(source, "paper") == ("paper", {})
+    assert sources.plan_for(Source(), None) == ("demo", {})
+
+
+# ---- The images of one training ----
+
+
+def training_flags(own, **changes):
+    flags = {"labeled": own.labeled, "val": None, "unlabeled": None, "pseudo_label_dir": None,
+             "pseudo_labels": None}
+    return SimpleNamespace(**flags | changes)
+
+
+def test_a_training_reads_labeled_and_validation_images(own):
+    labeled, validation, pseudo = sources.read_training(training_flags(own), 8)
+    assert (len(labeled), validation, pseudo) == (20, None, None)
+    _, validation, _ = sources.read_training(training_flags(own, val=own.test), 8)
+    assert validation.labels.tolist() == [0, 0, 1, 1] and validation.classes == labeled.classes
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"unlabeled": "x"}, "--unlabeled and --pseudo-label-dir go together"),
+    ({"pseudo_label_dir": "x"}, "--unlabeled and --pseudo-label-dir go together"),
+    ({"unlabeled": "pool", "pseudo_label_dir": "x"}, "x holds no complete pseudo labels"),
+])
+def test_a_pool_and_its_pseudo_labels_come_together(changes, expected, own):
+    if changes.get("unlabeled") == "pool":
+        changes = changes | {"unlabeled": own.unlabeled}
+    with pytest.raises(InputError, match=f"^{expected}"):
+        sources.read_training(training_flags(own, **changes), 8)
+
+
+def test_labeled_images_are_not_validation_images_too(own):
+    with pytest.raises(InputError, match="^--val .*: these are the labelled images"):
+        sources.read_training(training_flags(own, val=own.labeled + "/../labeled/"), 8)
+
+
+# ---- From the command line of the loop ----
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return write_folders(tmp_path)
+
+
+def run(*arguments):
+    return cli.run(iterate.main, [str(argument) for argument in arguments])
+
+
+def test_digits_of_svhn_are_not_mirrored_unless_asked_for(monkeypatch, tmp_path):
+    seen = []
+
+    def stop(generations, *_, **__):
+        seen.append(generations[0].config.flip)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(sources, "read_published", lambda *_, **__: datasets.demo(0, 2, 20, 1, 1))
+    monkeypatch.setattr(iterate, "iterate", stop)
+    for more in ([], ["--flip"]):
+        arguments = ["--dataset", "svhn", "--plan", "cifar10-cpu", *more]
+        assert run(*arguments, "--out", tmp_path / f"run{len(seen)}") == 2
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize(("dataset", "plan", "image_size"), [
+    ("cifar10", "cifar10", 32), ("cifar100", "cifar10", 32), ("svhn", "cifar10", 32),
+    ("stl10", "own", 96), ("imagenette", "own", 224),
+])
+def test_a_published_set_has_a_plan_that_fits_it(dataset, plan, image_size):
+    assert planned("--dataset", dataset)[1:] == [plan, image_size]
+
+
+@pytest.mark.parametrize(("side", "plan", "image_size"), [
+    (28, "cifar10", 32), (48, "cifar10", 48), (64, "cifar10", 64), (65, "own", 224),
+])
+def test_small_images_of_a_folder_keep_their_size(side, plan, image_size, tmp_path):
+    for number, folder in enumerate(("labeled/cat", "labeled/dog")):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (side, side - number)).save(tmp_path / folder / "0.png")
+    source = ("--labeled", str(tmp_path / "labeled"))
+    assert planned(*source)[1:] == [plan, image_size]
+    assert planned(*source, "--image-size", "40")[2] == 40
+    assert planned(*source, "--plan", "cifar10-cpu")[2] == 32
+
+
+def test_a_forgotten_labeled_folder_does_not_start_the_demo(tmp_path, capsys):
+    assert run("--unlabeled", tmp_path, "--out", tmp_path / "out") == 2
+    assert "--unlabeled does not go with the demo's images" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_is_a_tenth_of_a_folder_that_is_split(folders, monkeypatch):
+    found = []
+
+    def stop(generations, splits, out, *_, **__):
+        found.append(splits)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(iterate, "iterate", stop)
+    run("--plan", "cifar10-cpu", "--train", folders / "labeled", "--test", folders / "test",
+        "--labels-per-class", "3", "--out", folders / "out")
+    assert [len(found[0].labeled), len(found[0].unlabeled), len(found[0].validation)] == [6, 4, 2]
+
+
+def test_more_labels_than_there_are_is_an_error(folders, capsys):
+    assert run("--plan", "cifar10-cpu", "--train", folders / "labeled", "--test", folders / "test",
+               "--labels-per-class", "6", "--val-per-class", "1", "--out", folders / "out") == 2
+    assert "class bright: 6 labelled and 1 validation" in capsys.readouterr().err
