@@ -209,9 +209,8 @@ def contents(labeled: ImageSet, validation: ImageSet | None,
     def sample(rows: np.ndarray) -> np.ndarray:
         return rows[:: len(rows) // 4096 + 1]
 
-    found = {"labeled": files.digest(images.digest(labeled), labeled.labels)}
-    if validation is not None:
-        found["validation"] = files.digest(images.digest(validation), validation.labels)
+    found = {name: files.digest(images.digest(source), source.labels)
+             for name, source in (("labeled", labeled), ("validation", validation)) if source}
     if pseudo is not None:
         found["pseudo"] = files.digest(images.digest(pseudo.images), pseudo.kind,
                                        sample(pseudo.targets), sample(pseudo.balanced))
@@ -232,9 +231,12 @@ def describe(results: list[tuple[Tensor, Tensor, Batch]]) -> dict[str, float]:
             found["loss_labeled"] = F.cross_entropy(labeled, batch.labels)
             found["accuracy_labeled"] = 100 * (labeled.argmax(1) == batch.labels).float().mean()
         if batch.targets is not None:
-            guess = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1)
-            found["loss_unlabeled"] = F.cross_entropy(unlabeled, batch.targets)
-            found["agreement_unlabeled"] = 100 * (unlabeled.argmax(1) == guess).float().mean()
+            targets = batch.targets
+            if targets.dim() == 1:  # hard; not smoothed here, as the labels are not
+                targets = F.one_hot(targets, logits.shape[1])
+            agrees = unlabeled.argmax(1) == targets.argmax(1)
+            found["loss_unlabeled"] = -(targets * F.log_softmax(unlabeled, 1)).sum(1).mean()
+            found["agreement_unlabeled"] = 100 * agrees.float().mean()
         for name, value in found.items():
             values.setdefault(name, []).append(value)
     means = devices.total(torch.stack([torch.stack(value).mean() for value in values.values()]))

@@ -7,8 +7,6 @@
     target_class.npy              (U,) the teacher's class of the same
     labels.json                   settings, counts, accuracy; written last
     progress/                     what is done, until then
-
-pseudo_label.py says what is in them and in which order they are made.
 """
 
 import json
@@ -37,15 +35,16 @@ class PseudoLabels:
     balanced: np.ndarray  # (K,) int64: rows of both, with duplicates
     kind: str = "soft"  # of the targets, or hard: their largest entry alone
     unique: np.ndarray | None = None  # (U,) int64: rising positions in the pool
+    settings: dict = field(default_factory=dict)  # all that decided them; JSON-able
     counts: dict = field(default_factory=dict)  # pool, confident, unique, balanced, ...: images
     top1: float | None = None  # accuracy in percent of the unique ones whose true class is known
     per_class: dict = field(default_factory=dict)  # the same counts by class
 
     def summary(self) -> str:
         """What became of the pool, in words."""
-        total, once, balanced = (self.counts[key] for key in ("pool", "unique", "balanced"))
-        return (f"{once:,} of {total:,} images kept, {total - once:,} dropped, "
-                f"{balanced - once:,} duplicates added")
+        pool, unique, balanced = (self.counts[key] for key in ("pool", "unique", "balanced"))
+        return (f"{unique:,} of {pool:,} images kept, {pool - unique:,} dropped, "
+                f"{balanced - unique:,} duplicates added")
 
 
 SELECTION = "threshold", "per_class", "balance", "seed", "held_out"  # the settings of `select`
@@ -61,9 +60,8 @@ def pool_settings(pool: ImageSet) -> dict:
 
 
 def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
-    """The pseudo labels of a folder, the arrays memory-mapped.
-
-    Raises InputError if they are not complete, of another pool, or made with other settings.
+    """The pseudo labels of a folder, the arrays memory-mapped; InputError if they are not complete,
+    of another pool, or made with other settings.
     """
     folder = Path(folder)
     try:
@@ -75,7 +73,7 @@ def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> Ps
         for name, shape in shapes.items():
             if arrays[name].shape != shape:
                 raise ValueError(f"{name}.npy has the shape {arrays[name].shape}, not {shape}")
-        facts = {key: known[key] for key in ("counts", "top1", "per_class")}
+        facts = {key: known[key] for key in ("settings", "counts", "top1", "per_class")}
         facts["kind"] = made_with["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no complete pseudo labels ({error}): delete it and run "
@@ -100,7 +98,6 @@ class LabelStore:
                  images_of: str | Path | None = None, shard: str | None = None,
                  progress: str | None = None):
         self.folder, self.pool, self.progress = Path(folder), pool, progress
-        self.batch = settings["batch_size"]
         shard = shard or f"{devices.rank()}/{devices.world_size()}"
         self.shard = tuple(int(n) for n in shard.split("/") if n.isdecimal())
         if len(self.shard) != 2 or self.shard[0] >= self.shard[1]:
@@ -108,8 +105,7 @@ class LabelStore:
         self.settings = settings | pool_settings(pool) | {"images_of": None}
         self.source = images_of and Path(images_of)
         if images_of:
-            read(images_of, pool)
-            earlier = json.loads((self.source / "labels.json").read_text())["settings"]
+            earlier = read(images_of, pool).settings
             self.settings |= {key: earlier[key] for key in SELECTION}
             self.settings["images_of"] = earlier["teacher"]
         if self.complete():
@@ -127,7 +123,7 @@ class LabelStore:
         devices.wait_for_all()
 
     def complete(self) -> bool:
-        """Whether everything is there; another shard may complete the folder at any time."""
+        """Whether everything is there; another shard may complete it at any time."""
         return (self.folder / "labels.json").exists()
 
     def _write(self, name: str, contents: dict | np.ndarray) -> None:
@@ -153,19 +149,19 @@ class LabelStore:
         is never made again. Raises Unfinished while chunks of other shards are missing.
         """
         # About a hundred chunks, so that little is lost, but none of over a hundred batches.
-        size = self.batch * min(max(total // (100 * self.batch), 1), 100)
+        batch = self.settings["batch_size"]
+        size = batch * min(max(total // (100 * batch), 1), 100)
         bounds = [*range(0, max(total - size, 0) + 1, size), total]  # the last takes the rest, too
         marks = [self.folder / "progress" / f"{step}-{n:06}" for n in range(len(bounds) - 1)]
         number, count = self.shard
         parts = [(marks[n], range(*bounds[n: n + 2])) for n in range(number, len(marks), count)]
-        narrow = torch.int16 if len(self.pool.classes) <= 2**15 else torch.int32
         with tqdm(desc=f"{self.progress}, {step}", total=sum(len(part) for _, part in parts),
                   unit=" images", disable=self.progress is None or devices.rank() > 0) as bar:
             for mark, part in parts:
                 if not mark.exists() and not self.complete():
                     for name, rows in zip(names, make(part), strict=True):
                         if rows.dtype == torch.int64:  # classes
-                            rows = rows.to(narrow)
+                            rows = rows.short() if len(self.pool.classes) <= 2**15 else rows.int()
                         write_rows(self.folder / f"{name}.npy", rows.numpy(), part.start, total)
                     files.write_atomically(mark, lambda file: None)
                 bar.update(len(part))
@@ -178,8 +174,8 @@ class LabelStore:
         return [self.load(name) for name in names]
 
     def once(self, select: Callable[[], np.ndarray]) -> np.ndarray:
-        """The unique images, from the positions in the pool that `select` gives: chosen once, by
-        one process, or taken over from `images_of`. InputError if none is selected.
+        """The unique images, from the positions that `select` gives: selected by one process, or
+        taken over from `images_of`. InputError if there is none.
         """
         if devices.rank() == 0 and not (self.folder / "balanced.npy").exists():
             if self.source:

@@ -56,8 +56,8 @@ CASES: dict[str, list[str]] = {
               LABEL + "--teacher {out}/teacher.pt " + HELD_OUT,
               TRAIN + "--arch 0.35x0.34 --epochs 4 --small-images " + STUDENT],
     "gloo": [TORCHRUN + DEMO + TINY + "--epochs 100 --threshold 0.15"],
-    "xla": [DEMO.replace("cpu", "xla") + TINY + "--epochs 20 --batch-size 32 "
-            "--unlabeled-ratio 1 --threshold 0.13 --no-labels-only --no-robustness"],
+    "xla": [DEMO.replace("cpu", "xla") + TINY + "--epochs 30 --batch-size 32 "
+            "--unlabeled-ratio 1 --threshold 0.12 --no-labels-only --no-robustness"],
     # Checkpoints of the old tree are read by both.
     "checkpoints": [LABEL + "--teacher {old}/steps/teacher.pt " + HELD_OUT,
                     TRAIN + "--arch 0.25x0.34 --epochs 2 --start-from {old}/steps/teacher.pt "
