@@ -45,24 +45,25 @@ class Strength(NamedTuple):
     signed: bool = False  # half of the draws are negative
 
 
-# authors: magnitude 27 is 2.7 times AutoAugment's maximum; others mean 27/30 of it, 9 here.
+# authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that. Libraries with a scale up to 30
+# call 27 what is 9 here.
 STRENGTHS = {  # beside each: its value at magnitude 0 to 10; the value that changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
-    # authors: the next two grow weaker, as in AutoAugment, and leave their domain from 20 and 10
-    # authors: on; here: they stay at PIL's largest values, 8 and 256, which change nothing.
+    # authors: the next two grow weaker with magnitude and are out of range beyond 20 and 10;
+    # here: they stay at PIL's largest values, 8 and 256: at 27 they change nothing.
     "Posterize": Strength(slope=4, limit=8, whole=True),     # 0 to 4 bits kept; 8
     "Solarize": Strength(slope=256, limit=256, whole=True),  # inverts from level 0 to 256; 256
     "SolarizeAdd": Strength(slope=110, whole=True),          # adds 0 to 110 to levels < 128; 0
-    "Color": Strength(start=0.1, slope=1.8),                 # 0.1 to 1.9 times from gray; 1
-    "Contrast": Strength(start=0.1, slope=1.8),              # 0.1 to 1.9 times from mean gray; 1
-    "Brightness": Strength(start=0.1, slope=1.8),            # 0.1 to 1.9 times from black; 1
-    "Sharpness": Strength(start=0.1, slope=1.8),             # 0.1 to 1.9 times from smooth; 1
+    "Color": Strength(start=0.1, slope=1.8),                 # factor 0.1 to 1.9, 0 is gray; 1
+    "Contrast": Strength(start=0.1, slope=1.8),              # factor 0.1 to 1.9, 0: mean gray; 1
+    "Brightness": Strength(start=0.1, slope=1.8),            # factor 0.1 to 1.9, 0 is black; 1
+    "Sharpness": Strength(start=0.1, slope=1.8),             # factor 0.1 to 1.9, 0: smooth; 1
     "ShearX": Strength(slope=0.3, signed=True),              # 0 to 0.3 columns per row; 0
     "ShearY": Strength(slope=0.3, signed=True),              # 0 to 0.3 rows per column; 0
     "TranslateX": Strength(slope=100, signed=True),          # 0 to 100 pixels; 0
     "TranslateY": Strength(slope=100, signed=True),          # 0 to 100 pixels; 0
-    "Cutout": Strength(slope=40, whole=True),                # 0 to 40 pixels, half the side; 0
+    "Cutout": Strength(slope=40, whole=True),                # half side of 0 to 40 pixels; 0
 }
 OPERATIONS = tuple(STRENGTHS)
 
@@ -127,7 +128,7 @@ def _auto_contrast(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
     low = images.flatten(2).amin(2, keepdim=True).to(real)
     high = images.flatten(2).amax(2, keepdim=True).to(real)
     span = (high - low).clamp(min=1)
-    scale = torch.full_like(span, 255) / span  # `255 / span` would round a reciprocal, too
+    scale = torch.full_like(span, 255) / span  # 255 * (1 / span) would round twice
     stretched = (levels * scale).clamp(min=0) - (low * scale).clamp(min=0)  # clamps as in `blend`
     return torch.where(high > low, stretched.clamp(0, 255).int(), levels)
 
@@ -144,7 +145,7 @@ def _equalize(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
 
 def _contrast(images: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
     """Blends with the mean luma, rounded half up."""
-    # authors: with gray height * width / 256, a slip; here: as in PIL.
+    # authors: blend with gray height * width / 256, a bug; here: as in PIL.
     total = _luma(images).sum(3, dtype=torch.int32).sum(2, keepdim=True)
     count = images.shape[2] * images.shape[3]
     return blend((2 * total + count) // (2 * count), levels, factor)
@@ -349,7 +350,7 @@ def augment_cifar(images: Tensor, rand_augment: RandAugment, chance: batches.Cha
     row, column, top, left = (chance.randint(high).int().to(images.device)
                               for high in (height, width, 2 * pad + 1, 2 * pad + 1))
     images = cutout(images, torch.stack([row, column], dim=1), torch.full_like(row, half))
-    y, x = coordinates(images)
+    y, x = coordinates(images)  # from the output back to the source: the last step comes first
     if flip:
         mirrored = chance.randint(2).to(images.device).view(-1, 1, 1) == 1
         x = torch.where(mirrored, width - 1 - x, x)

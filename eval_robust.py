@@ -1,4 +1,4 @@
-"""Robustness to hard, corrupted, moving and attacked images.
+"""Robustness to hard, corrupted, perturbed and attacked images.
 
 Sections 3.3 and 3.4 of Noisy Student Training: the student, never trained for robustness, gains
 most on these tests. What is measured, and where the paper reports it:
@@ -13,8 +13,8 @@ most on these tests. What is measured, and where the paper reports it:
 
     python eval_robust.py --checkpoint b0.pth --suite imagenet-c --data-dir IN-C --out c.json
 
-Archives are read as they unpack (support/archives.py); imagenet, fgsm, pgd and quick take any
-folder of class folders. --out keeps the results part by part, and the same command continues it.
+Archives are read in the layout they unpack to (support/archives.py); imagenet, fgsm, pgd and quick
+take any folder of class folders. --out keeps results part by part; the same command continues it.
 """
 
 import contextlib
@@ -94,8 +94,8 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]],
     """mCE in percent (table 4): the mean over corruptions c of
     CE_c = (sum_s E[s, c]) / (sum_s E_AlexNet[s, c]). AlexNet's own is 100; lower is better.
 
-    Both map corruptions to 5 errors, as fractions; ValueError for others. The plain mean (as
-    CIFAR-10-C reports) and other errors are those of `mean_flip_rate`, which takes the mean.
+    Both map corruptions to the errors at 5 severities, as fractions; else ValueError. The mean of
+    the ratios is that of `mean_flip_rate`, with baseline None the plain one (as for CIFAR-10-C).
     """
     for name, row in errors.items():
         if len(row) != 5 or not all(0 <= error <= 1 for error in row):
@@ -160,7 +160,7 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
                 fgsm_epsilons: Sequence[float] = (0, 1, 2, 4, 8, 16),
                 # paper: PGD at 16; here: smaller, where networks for small images still differ.
                 pgd_epsilons: Sequence[float] = (1, 4)) -> dict:
-    """All of this on a small scale, on ordinary 32x32 images: to compare one's networks.
+    """All of this on a small scale, on ordinary 32x32 images: to compare your own networks.
 
     The seed draws `limit` of the images, (N >= 5, 3, 32, 32) uint8, else InputError. A corruption
     meets each image once, a fifth of them at each severity; the fifths move on by one from one

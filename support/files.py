@@ -50,10 +50,14 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: not made ({error}); choose another place") from None
 
 
-def digest(*parts: bytes | str | np.ndarray | Tensor) -> str:
+def digest(*parts: bytes | str | tuple[str, ...] | np.ndarray | Tensor) -> str:
     """A hash of the contents of all parts, in their order, as 32 hexadecimal digits."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
+        if isinstance(part, tuple):  # of maybe millions of names
+            for first in range(0, len(part), 2**16):
+                hashed.update(os.fsencode("\n".join(part[first: first + 2**16]) + "\n"))
+            continue
         if isinstance(part, Tensor):
             part = part.cpu().numpy()
         hashed.update(os.fsencode(part) if isinstance(part, str) else np.ascontiguousarray(part))

@@ -62,9 +62,7 @@ class Splits:
 
 def digest(source: ImageSet) -> str:
     """A hash of a set's pixels, or of the names of its files."""
-    if source.pixels is not None:
-        return files.digest(source.pixels)
-    return files.digest("".join(f"{name}\n" for name in source.files))
+    return files.digest(source.files if source.pixels is None else source.pixels)
 
 
 def first_names(files: Sequence[str]) -> str:
