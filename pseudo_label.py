@@ -41,10 +41,10 @@ class Labelling:
 
     kind: Annotated[Literal["soft", "hard"], "--pseudo-labels"] = "soft"  # distribution, or one-hot
     temperature: cli.Positive = 1.0  # of soft pseudo labels; below 1 they are sharper
-    threshold: cli.BelowOne = 0.3  # confidence to exceed (section 3.1); 0 keeps all usable images
+    threshold: cli.BelowOne = 0.3  # confidence to exceed (0.3 in section 3.1); 0 keeps all
     per_class: cli.Count | None = None  # images of each class (default: the pool over the classes)
     balance: bool = True  # equally many images of each class (section 3.1)
-    noised_teacher: bool = False  # its RandAugment, dropout, stochastic depth (table 6): worse
+    noised_teacher: bool = False  # with the noise of its training (table 6): worse labels
 
     def __post_init__(self):
         cli.check(self)
@@ -188,7 +188,7 @@ class Flags:
     teacher: cli.File  # checkpoint of train.py or iterate.py
     unlabeled: cli.Folder  # images, nested as you like
     out: cli.Folder  # where the labels go, for train.py
-    held_out: list[cli.Folder] | None = None  # validation and test images: equal ones are left out
+    held_out: list[cli.Folder] | None = None  # validation and test images, which are left out
     seed: cli.Whole = 0  # of the duplicates, and of a noised teacher
     images_of: cli.Folder | None = None  # label the images of these earlier labels, select none
     shard: Annotated[str, "I/N"] | None = None  # label only shard I, from 0, of N

@@ -42,7 +42,7 @@ LABEL = "pseudo_label.py --device cpu --out {out}/labels --unlabeled {images}/po
 HELD_OUT = "--held-out {images}/val {images}/test --threshold 0.3 "
 FLAGS = ("--no-joint", "--from-teacher", "--noised-teacher", "--fixed-resolution 128", "--no-noise",
          "--pseudo-labels hard", "--no-filter --no-balance", "--accumulation-steps 2",
-         "--checkpoint-blocks", "--optimizer sgd --normalization official --learning-rate 2",
+         "--checkpoint-blocks", "--optimizer sgd --normalization official --no-filter",
          "--precision bfloat16 --normalization algorithm1 --no-augment-labeled --no-flip")
 
 CASES: dict[str, list[str]] = {
@@ -56,15 +56,14 @@ CASES: dict[str, list[str]] = {
               LABEL + "--teacher {out}/teacher.pt " + HELD_OUT,
               TRAIN + "--arch 0.35x0.34 --epochs 4 --small-images " + STUDENT],
     "gloo": [TORCHRUN + DEMO + TINY + "--epochs 100 --threshold 0.15"],
-    "xla": [DEMO.replace("cpu", "xla") + TINY + "--epochs 30 --batch-size 32 "
-            "--unlabeled-ratio 1 --threshold 0.12 --no-labels-only --no-robustness"],
+    "xla": [DEMO.replace("cpu", "xla") + TINY + "--epochs 25 --batch-size 32 --learning-rate 0.2 "
+            "--unlabeled-ratio 1 --threshold 0.125 --no-labels-only --no-robustness"],
     # Checkpoints of the old tree are read by both.
     "checkpoints": [LABEL + "--teacher {old}/steps/teacher.pt " + HELD_OUT,
                     TRAIN + "--arch 0.25x0.34 --epochs 2 --start-from {old}/steps/teacher.pt "
                     + STUDENT,
                     "eval_robust.py --device cpu --suite quick --data-dir {images}/cifar "
-                    "--checkpoint {old}/cifar/student-2.pt --out {out}/report.json"],
-}
+                    "--checkpoint {old}/cifar/student-2.pt --out {out}/report.json"]}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "2",
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
