@@ -202,7 +202,6 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
         rates[name] = flip_rate(predict(frames.flatten(0, 1)).view(sequences, -1), "noise" in name)
     return {
         "note": "made on the fly from 32x32 images: not comparable with published figures",
-        # "films" is what report.json has called the sequences since its first version.
         "seed": seed, "images": len(images), "films": sequences, "attacked": half,
         "clean_top1": 100 * (predict(images) == labels).double().mean().item(),
         "unnormalized_mce": mean_corruption_error(errors, baseline=None),
@@ -274,7 +273,8 @@ def main(flags: Flags, source: archives.TestSet,
     source = source.fit(checkpoint.classes, checkpoint.image_size, machine.workers)
     model = from_pixels(checkpoint.network(), devices.choose(machine.device))
     settings = vars(flags) | {key: vars(source)[key] for key in ("suite", "data_dir", "image_size")}
-    settings["checkpoint"] = files.digest(Path(flags.checkpoint).read_bytes())
+    settings |= {"arch": checkpoint.arch,
+                 "checkpoint": files.digest(Path(flags.checkpoint).read_bytes())}
     scores.keep(source.out, settings, source.names(), partial(measure, model, source, flags))
     scores.summarize(source.out, source.suite, mean_corruption_error, mean_flip_rate)
 

@@ -144,8 +144,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
 def test(generation: Generation, checkpoint: Path, pseudo: PseudoLabels | None,
          on_labels: Path | None, images: ImageSet, machine: devices.Machine, robust: bool) -> dict:
     """A generation's row of the report; accuracies in percent."""
-    def top1(path: Path) -> float:
-        found = Checkpoint.load(path)
+    def top1(found: Checkpoint) -> float:
         return train.top1(found.network().to(machine.device), images, found.image_size, machine)
 
     found, kept = Checkpoint.load(checkpoint), checkpoint.with_suffix("")
@@ -154,8 +153,8 @@ def test(generation: Generation, checkpoint: Path, pseudo: PseudoLabels | None,
         "name": generation.name, "arch": found.arch,
         "parameters": model.count_parameters(network),
         "unlabeled": pseudo and pseudo.counts, "pseudo_label_top1": pseudo and pseudo.top1,
-        "val_top1": found.val_top1, "test_top1": top1(checkpoint),
-        "labels_only_test_top1": on_labels and top1(on_labels),
+        "val_top1": found.val_top1, "test_top1": top1(found),
+        "labels_only_test_top1": on_labels and top1(Checkpoint.load(on_labels)),
         "robustness": eval_robust.robustness(network, images, Path(f"{kept}-robustness.json"),
                                              machine.device, generation.name) if robust else None,
     }
@@ -188,7 +187,7 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
                 flags.allow_smaller_student)
     out = Path(flags.out or f"runs/{plan}")
     settings = {"images": asdict(source), "labels_only": flags.labels_only,
-                "generations": [asdict(generation) for generation in generations]}
+                "generations": {one.name: asdict(one) for one in generations}}
     with files.claim(out, settings):
         report.describe_images(splits, out, machine.device)
         results = iterate(generations, splits, out, machine, labels_only=flags.labels_only,

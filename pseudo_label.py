@@ -64,8 +64,7 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
         held_out: fingerprints of images that must not be labelled, for files not opened yet;
             None: an unreadable file is an InputError.
 
-    Returns (M, num_classes) float32 on the CPU; the rows sum to one, those of unreadable files and
-    of held-out images to zero.
+    Returns (M, num_classes) float32 on the CPU; rows of unreadable or held-out files are zero.
     """
     def probabilities(pixels: Tensor) -> Tensor:
         if noise is not None:
@@ -115,7 +114,7 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
             copies[random.permutation(len(positions))[: per_class % len(positions)]] += 1
             positions = np.repeat(positions, copies)
         chosen.append(positions)
-    return np.concatenate(chosen).astype(np.int64)
+    return np.concatenate(chosen).astype(np.int64, copy=False)
 
 
 def make_targets(probabilities: Tensor, kind: str = "soft", temperature: float = 1.0) -> Tensor:
@@ -145,8 +144,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     Args:
         seed: of the duplicates, and of a noised teacher's chance.
         held_out: see `predict`; in pass 1 these images get a confidence of zero.
-        images_of: earlier labels of this pool: their images are labelled again, none are selected
-            (in section 3.1 B0 selects them, and B7 and L2 are the teachers).
+        images_of: earlier labels of this pool, whose images are labelled again (as in section 3.1).
         shard: "i/n" labels shard i of n alone; label_store.Unfinished while others are missing.
     """
     how = replace(how, per_class=how.per_class or max(1, len(pool) // len(pool.classes)))
@@ -157,6 +155,8 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
         "image_size": teacher.image_size, "batch_size": size, "seed": seed,
         "held_out": files.digest(*sorted(held_out or ()))}
     store = label_store.LabelStore(out, pool, settings, images_of, shard, progress)
+    if store.complete():
+        return store.finish()
     network = teacher.network().to(machine.device)
 
     def predict_part(images: ImageSet, part: range, number: int, **more) -> Tensor:

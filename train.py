@@ -43,7 +43,7 @@ class TrainConfig:
 
     # Model
     arch: str = "b7"  # b0 to b7, l0 to l2, or WIDTHxDEPTH
-    image_size: cli.Count = 600  # pixels
+    image_size: cli.Pixels = 600  # a side
     small_images: bool = False  # stages 2 and 3 at stride 1; image_size does not set it
 
     # Noise on the model (section 2)
@@ -51,8 +51,8 @@ class TrainConfig:
     survival_prob: cli.Probability = 0.8  # block i of n: 1 - (1 - this) * i / n
 
     # Noise on the images (section 2)
-    rand_augment_operations: cli.Whole = 2  # per image; 0 leaves crops, flips, cifar's Cutout
-    rand_augment_magnitude: cli.NonNegative = 27.0  # in tenths of AutoAugment's range
+    rand_augment_operations: cli.UpTo100 = 2  # per image; 0 leaves crops, flips, cifar's Cutout
+    rand_augment_magnitude: cli.Magnitude = 27.0  # in tenths of AutoAugment's range
     flip: bool = True  # mirror images at random; digits should not be
     crops: Literal["auto", "cifar", "imagenet"] = "auto"  # auto: cifar up to 64 pixels
 
@@ -357,7 +357,7 @@ def main(flags: Flags, machine: devices.Machine, changes: cli.Given[TrainConfig]
     machine = replace(machine, device=devices.choose(machine.device))
     labeled, validation, pseudo = sources.read_training(flags, config.image_size)
     train(config, labeled, validation, pseudo, out=flags.out, start=flags.start_from,
-          machine=machine, checkpoint_steps=flags.checkpoint_steps, name=Path(flags.out).stem)
+          machine=machine, checkpoint_steps=flags.checkpoint_steps, name=runs.stem(flags.out).name)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ file that is not as it should be.
 """
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,7 +58,7 @@ class TestSet:
     batch_size: cli.Count = 256  # images, or frames of sequences
     # paper: L2 meets corruptions before its fine-tuning at 800 pixels, and attacks after it.
     image_size: cli.Count | None = None  # pixels; default: those the network was trained on
-    epsilon: list[float] | None = None  # of fgsm (0 1 2 4 8 16) or pgd (16), of 255
+    epsilon: list[cli.NonNegative] | None = None  # of fgsm (0 1 2 4 8 16) or pgd (16), of 255
     classes: Annotated[tuple[str, ...], cli.NO_FLAG] = ()  # in the order of the logits
     workers: Annotated[int, cli.NO_FLAG] = 0
 
@@ -68,8 +67,8 @@ class TestSet:
 
         InputError if it cannot measure that network.
         """
-        if not all(0 <= epsilon < math.inf for epsilon in self.epsilon or ()):
-            raise InputError(f"--epsilon {self.epsilon}: give 0 or more, of 255")
+        if self.epsilon and self.suite not in ("fgsm", "pgd"):
+            raise InputError(f"--epsilon is not for --suite {self.suite}, but for fgsm and pgd")
         classes, size = classes or tuple(IMAGENET["wnids"]), self.image_size or image_size
         if self.suite == "quick" and size != 32:
             raise InputError("--suite quick: its corruptions are made for 32x32 images, not for "

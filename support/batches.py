@@ -76,7 +76,8 @@ class Batch:
         """`count` micro-batches with equal shares of both kinds of images, on the device."""
         labeled, order = len(self.labels), torch.arange(len(self.images))
         for number in range(count):
-            chosen = torch.cat([order[number:labeled:count], order[labeled + number:: count]])
+            chosen = slice(None) if count == 1 else torch.cat(
+                [order[number:labeled:count], order[labeled + number:: count]])
             targets = self.targets
             if targets is not None:
                 targets = devices.place(targets[number::count], device)

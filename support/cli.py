@@ -54,10 +54,13 @@ Positive = Annotated[float, Range(LEAST, 1e30, "more than 0"), "X"]
 Share = Annotated[float, Range(0, 1, "0 to 1"), "X"]
 BelowOne = Annotated[float, Range(0, BELOW_ONE, "0 or more and below 1"), "X"]
 Probability = Annotated[float, Range(LEAST, 1, "more than 0 and up to 1"), "X"]
+Pixels = Annotated[int, Range(1, 10_000, "1 to 10,000"), "PIXELS"]
+UpTo100 = Annotated[int, Range(0, 100, "0 to 100"), "N"]
+Magnitude = Annotated[float, Range(0, 100, "0 to 100"), "X"]
 File = Annotated[str, "FILE"]
 Folder = Annotated[str, "DIR"]
-OUT_OF_MEMORY = ("out of memory: raise --accumulation-steps, lower --batch-size or --image-size, "
-                 "or add --checkpoint-blocks")
+OUT_OF_MEMORY = ("out of memory: lower --batch-size or --image-size; a training also takes "
+                 "--accumulation-steps and --checkpoint-blocks")
 
 
 def _fields(config: type) -> Iterator[tuple[str, type, tuple, bool]]:

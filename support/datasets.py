@@ -98,7 +98,7 @@ def read_set(source: ImageSet, size: int | None, skip_broken: bool = False,
     if not good:
         raise InputError(f"no images for the unlabelled pool: {len(skipped)} unreadable, {removed} "
                          "equal to held-out images; add images, or ask for fewer labels")
-    kept = source.subset(torch.tensor(good))
+    kept = source if len(good) == len(found) else source.subset(torch.tensor(good))
     if size:
         pixels = torch.from_numpy(np.stack([found[row][0] for row in good]))
         kept = replace(kept, pixels=pixels, files=())

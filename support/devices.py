@@ -31,7 +31,7 @@ from support import InputError, cli
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how to compute; no result depends on it"""
+    """Where and how to compute; of a result at most the last digits depend on it"""
 
     device: Literal["auto", "cpu", "cuda", "mps", "xla"] = "auto"  # xla also drives TPUs
     workers: cli.Whole = 2  # processes that decode images

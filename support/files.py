@@ -42,6 +42,25 @@ def write_json(path: str | Path, contents: dict) -> None:
     write_atomically(path, lambda file: file.write(text))
 
 
+def write_rows(path: Path, rows: np.ndarray, first: int, total: int) -> None:
+    """Put rows first, first + 1, ... of an array of `total` rows into its file, and on the disk.
+
+    Each process writes its own bytes and the same header. (A memory map would write whole pages,
+    and with them the rows of others as this machine saw them last.)
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+            header = np.lib.format.header_data_from_array_1_0(rows)
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (total, *rows.shape[1:])})
+            file.seek(first * rows[0].nbytes, os.SEEK_CUR)
+            file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path}: not written ({error}); make room or choose another place"
+                         ) from None
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its parents where they are missing, or raise InputError."""
     try:
@@ -60,7 +79,8 @@ def digest(*parts: bytes | str | tuple[str, ...] | np.ndarray | Tensor) -> str:
             continue
         if isinstance(part, Tensor):
             part = part.cpu().numpy()
-        hashed.update(os.fsencode(part) if isinstance(part, str) else np.ascontiguousarray(part))
+        named = isinstance(part, str | bytes)
+        hashed.update(os.fsencode(part) if named else np.ascontiguousarray(part))
     return hashed.hexdigest()
 
 
@@ -94,6 +114,7 @@ def claim(folder: Path, settings: dict) -> Iterator[None]:
     InputError if it belongs to other settings, or while another process is at it.
     """
     if devices.rank() > 0:  # of torchrun's processes the first one does
+        devices.wait_for_all()
         yield
         return
     path = folder / "config.json"
@@ -111,4 +132,5 @@ def claim(folder: Path, settings: dict) -> Iterator[None]:
                              "another output") from None
         except OSError:
             pass  # a file system without locks
+        devices.wait_for_all()
         yield

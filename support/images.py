@@ -1,7 +1,7 @@
 """Sets of images, and the files they come from: listed, decoded, cropped and recognised.
 
 An image is uint8 RGB. Small ones are held in memory as one tensor; larger ones remain files, which
-worker processes decode when a batch needs them (batches.py).
+worker processes decode when a batch needs them (reading.py).
 """
 
 import os

@@ -12,6 +12,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,11 +60,8 @@ def pool_settings(pool: ImageSet) -> dict:
     return {"pool": images.digest(pool), "classes": list(pool.classes)}
 
 
-def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
-    """The pseudo labels of a folder, the arrays memory-mapped; InputError if they are not complete,
-    of another pool, or made with other settings.
-    """
-    folder = Path(folder)
+def _open(folder: Path) -> tuple[dict, dict]:
+    """labels.json and the arrays, memory-mapped; InputError if they are not complete."""
     try:
         known = json.loads((folder / "labels.json").read_text())
         made_with, counts = known["settings"], known["counts"]
@@ -74,11 +72,19 @@ def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> Ps
             if arrays[name].shape != shape:
                 raise ValueError(f"{name}.npy has the shape {arrays[name].shape}, not {shape}")
         facts = {key: known[key] for key in ("settings", "counts", "top1", "per_class")}
-        facts["kind"] = made_with["kind"]
+        return facts | {"kind": made_with["kind"]}, arrays
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no complete pseudo labels ({error}): delete it and run "
                          "pseudo_label.py again") from None
-    files.require_same(folder / "labels.json", made_with, pool_settings(pool) | (settings or {}))
+
+
+def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
+    """The pseudo labels of a folder; InputError if they are not complete, of another pool, or made
+    with other settings.
+    """
+    facts, arrays = _open(Path(folder))
+    wanted = pool_settings(pool) if settings is None or "pool" not in settings else {}
+    files.require_same(f"{folder}/labels.json", facts["settings"], wanted | (settings or {}))
     return PseudoLabels(pool.subset(torch.tensor(arrays["unique"])), **facts, **arrays)
 
 
@@ -99,17 +105,18 @@ class LabelStore:
                  progress: str | None = None):
         self.folder, self.pool, self.progress = Path(folder), pool, progress
         shard = shard or f"{devices.rank()}/{devices.world_size()}"
-        self.shard = tuple(int(n) for n in shard.split("/") if n.isdecimal())
-        if len(self.shard) != 2 or self.shard[0] >= self.shard[1]:
+        match = re.fullmatch(r"(\d+)/(\d+)", shard)
+        self.shard = tuple(map(int, match.groups())) if match else (0, 0)
+        if self.shard[0] >= self.shard[1]:
             raise InputError(f"--shard {shard}: give I/N, a shard from 0/N to N-1/N")
         self.settings = settings | pool_settings(pool) | {"images_of": None}
         self.source = images_of and Path(images_of)
         if images_of:
-            earlier = read(images_of, pool).settings
+            earlier = _open(self.source)[0]["settings"]
+            files.require_same(f"{images_of}/labels.json", earlier, pool_settings(pool))
             self.settings |= {key: earlier[key] for key in SELECTION}
             self.settings["images_of"] = earlier["teacher"]
         if self.complete():
-            read(self.folder, pool, self.settings)
             return
         begun = self.folder / "progress" / "settings.json"
         try:
@@ -162,7 +169,8 @@ class LabelStore:
                     for name, rows in zip(names, make(part), strict=True):
                         if rows.dtype == torch.int64:  # classes
                             rows = rows.short() if len(self.pool.classes) <= 2**15 else rows.int()
-                        write_rows(self.folder / f"{name}.npy", rows.numpy(), part.start, total)
+                        path = self.folder / f"{name}.npy"
+                        files.write_rows(path, rows.numpy(), part.start, total)
                     files.write_atomically(mark, lambda file: None)
                 bar.update(len(part))
         devices.wait_for_all()
@@ -228,22 +236,3 @@ class LabelStore:
         right = (label == truth[unique])[truth[unique] >= 0]
         return {"counts": counts, "top1": 100 * float(right.mean()) if len(right) else None,
                 "per_class": per_class, "left_out": left_out}
-
-
-def write_rows(path: Path, rows: np.ndarray, first: int, total: int) -> None:
-    """Put rows first, first + 1, ... of an array of `total` rows into its file, and on the disk.
-
-    Each process writes its own bytes and the same header. (A memory map would write whole pages,
-    and with them the rows of others as this machine saw them last.)
-    """
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
-            header = np.lib.format.header_data_from_array_1_0(rows)
-            np.lib.format.write_array_header_1_0(file, header | {"shape": (total, *rows.shape[1:])})
-            file.seek(first * rows[0].nbytes, os.SEEK_CUR)
-            file.write(rows.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise InputError(f"{path}: not written ({error}); make room or choose another place"
-                         ) from None

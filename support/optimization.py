@@ -105,7 +105,7 @@ class Best:
         """Keep a copy of the weights after this step if they are at least as good (percent)."""
         if top1 is None or self.kept["val_top1"] is None or top1 >= self.kept["val_top1"]:
             self.kept = {"val_top1": top1, "step": step,
-                         "model": runs.to_host(network.state_dict())}
+                         "model": runs.to_host(network.state_dict(), copy=True)}
 
     def state_dict(self) -> dict:
         return self.kept

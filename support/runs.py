@@ -26,13 +26,19 @@ from support import InputError, devices
 from support.files import make_folder, plain, require_same, write_atomically
 
 
-def to_host(state: object) -> object:
-    """A copy of a state dict, nested or not, with its tensors on the CPU."""
+def to_host(state: object, copy: bool = False) -> object:
+    """A state dict, nested or not, with its tensors on the CPU; maybe copies of them."""
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
+        return state.detach().to("cpu", copy=copy)
     if isinstance(state, dict):
-        return {key: to_host(value) for key, value in state.items()}
-    return [to_host(value) for value in state] if isinstance(state, list) else state
+        return {key: to_host(value, copy) for key, value in state.items()}
+    return [to_host(value, copy) for value in state] if isinstance(state, list) else state
+
+
+def stem(out: str | Path) -> Path:
+    """A checkpoint's path without .pt or .pth: the files beside it begin so."""
+    out = Path(out)
+    return out.with_suffix("") if out.suffix in (".pt", ".pth") else out
 
 
 class Run:
@@ -54,8 +60,8 @@ class Run:
         if self.out.suffix in (".resume", ".jsonl"):
             raise InputError(f"{out}: such a name is taken beside a checkpoint; use "
                              f"{self.out.stem}.pt")
-        stem = self.out.with_suffix("") if self.out.suffix in (".pt", ".pth") else self.out
-        self.state, self.log_file = Path(f"{stem}.resume"), Path(log or f"{stem}.jsonl")
+        self.state = Path(f"{stem(out)}.resume")
+        self.log_file = Path(log or f"{stem(out)}.jsonl")
         self.every, self.name, self.first, self.images, self.figures = every, name, 0, 0, {}
         self.finished = self.out.exists()
         if self.finished:

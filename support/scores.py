@@ -44,9 +44,10 @@ def keep(path: str | Path, settings: dict, names: Sequence[str], measure: Callab
         files.make_folder(path.parent)
         for name in [name for name in names if name not in parts]:
             parts[name] = measure(name)
-            if len({part["images"] for part in parts.values()}) > 1:
-                raise InputError(f"part {name} has {parts[name]['images']} images, and other parts "
-                                 "have another number; is --data-dir whole?")
+            first, count = next(iter(parts)), parts[name]["images"]
+            if count != parts[first]["images"]:
+                raise InputError(f"part {name}: {count} images, but {parts[first]['images']} in "
+                                 f"{first}; is --data-dir whole?")
             files.write_json(path, {"settings": settings, "parts": parts})
     devices.wait_for_all()
     return _read(path, settings)

@@ -347,6 +347,11 @@ def folder_of_ten(root, checkpoints, wrong=()):
     return root
 
 
+def test_epsilon_of_a_suite_without_attacks_is_refused(evaluate, checkpoints, tmp_path):
+    status, _, message = evaluate("imagenet", tmp_path, "--epsilon", 4)
+    assert status == 2 and "--epsilon is not for --suite imagenet" in message[0]
+
+
 def test_fgsm_over_a_range_of_epsilon(evaluate, checkpoints, tmp_path):
     root = folder_of_ten(tmp_path / "test", checkpoints, wrong=(4, 7))
     status, results, _ = evaluate("fgsm", root, "--batch-size", 4)

@@ -121,6 +121,11 @@ def test_pseudo_labels_are_made_as_the_plan_and_the_flags_say(flags, expected, t
     assert {key: getattr(how, key) for key in expected} == expected
 
 
+def test_another_plan_in_the_same_place_names_the_setting_that_differs(short_demo, capsys):
+    assert run(*SHORT, "--temperature", "0.9", "--out", short_demo) == 2
+    assert "temperature: 1.0, not 0.9" in capsys.readouterr().err
+
+
 def test_a_second_process_does_not_disturb_a_run(short_demo, capsys):
     before = {path: path.stat().st_mtime_ns for path in short_demo.iterdir()}
     config = json.loads((short_demo / "config.json").read_text())
@@ -301,7 +306,7 @@ def test_noise_can_be_taken_from_the_unlabeled_images_alone(tmp_path):
     quick = ["--no-labels-only", "--no-robustness"]
     assert run(*SHORT, "--no-noise", *quick, "--out", tmp_path / "r") == 0
     generations = json.loads((tmp_path / "r" / "config.json").read_text())["generations"]
-    teacher, *students = (generation["config"] for generation in generations)
+    teacher, *students = (generation["config"] for generation in generations.values())
     for student in students:
         assert not student["augment_unlabeled"] and not student["model_noise_unlabeled"]
         assert student["rand_augment_operations"] > 0  # labelled images keep their noise

@@ -400,7 +400,8 @@ def read(pool, tmp_path):
 @pytest.mark.parametrize(("flag", "value"), [
     ("--per-class", "0"), ("--temperature", "0.0"), ("--temperature", "nan"),
     ("--threshold", "1.0"), ("--threshold", "nan"), ("--seed", "-1"), ("--batch-size", "0"),
-    ("--workers", "-1"), ("--shard", "2/2"), ("--shard", "1"), ("--shard", "-1/2"),
+    ("--workers", "-1"), ("--shard", "2/2"), ("--shard", "0/8/x"), ("--shard", "1"),
+    ("--shard", "-1/2"),
 ])
 def test_impossible_flags_are_refused(flag, value, command, tmp_path, capsys):
     assert run(*command, "--out", tmp_path / "labels", f"{flag}={value}") == 2

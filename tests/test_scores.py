@@ -43,7 +43,7 @@ def test_other_settings_are_refused_or_on_request_measured_anew(kept):
 
 def test_a_part_with_another_number_of_images_is_refused_and_not_kept(kept):
     kept({}, ["a"])
-    with pytest.raises(InputError, match="part b has 4 images"):
+    with pytest.raises(InputError, match="part b: 4 images, but 3 in a"):
         kept({}, ["b"], images=4)
     assert list(json.loads(kept.path.read_text())["parts"]) == ["a"]
 
