@@ -126,6 +126,7 @@ def pgd(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float = 16, 
         raise ValueError("the attacked network is in training mode: call .eval() first")
     clean = adversarial = images.float()
     lowest, highest = (clean - epsilon).clamp(min=0), (clean + epsilon).clamp(max=255)
+    # paper: epsilon 16 must be of 255; the attack is on pixels, before the normalisation.
     # paper: gives no step size; here: the rule of Madry's group, with which the attack can reach
     # the boundary from anywhere in the ball, and move along it.
     # authors: C. Xie, whom the paper thanks for this evaluation, takes max(1, epsilon / steps), a

@@ -149,6 +149,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     """
     how = replace(how, per_class=how.per_class or max(1, len(pool) // len(pool.classes)))
     size = batch_size or reading.size_for(teacher.image_size)
+    # paper: does not say with what strength; here: that of its training, without crops and flips.
     noise = augment.RandAugment(*teacher.rand_augment) if how.noised_teacher else None
     settings = asdict(how) | {
         "teacher": files.digest(*teacher.weights.values()), "rand_augment": teacher.rand_augment,
