@@ -19,6 +19,7 @@ CPU, CUDA and XLA, and an image gets the numbers of its place in the batch where
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,12 +37,11 @@ EMPTY = 128  # gray level of the pixels that a warp or Cutout leaves without con
 
 
 class Strength(NamedTuple):
-    """How magnitude m becomes a physical value: start + slope * m / 10, at most `limit`."""
+    """How magnitude m becomes a physical value: rounded(start + slope * m / 10)."""
 
     start: float = 0.0
     slope: float = 0.0  # the value gained at magnitude 10, AutoAugment's maximum
-    limit: float = math.inf
-    whole: bool = False  # rounded down to an integer
+    rounded: Callable[[float], float] = float
     signed: bool = False  # half of the draws are negative
 
 
@@ -50,11 +50,11 @@ class Strength(NamedTuple):
 STRENGTHS = {  # beside each: its value at magnitude 0 to 10; the value that changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
-    # authors: the next two grow weaker with magnitude and are out of range beyond 20 and 10;
-    # here: they stay at PIL's largest values, 8 and 256: at 27 they change nothing.
-    "Posterize": Strength(slope=4, limit=8, whole=True),     # 0 to 4 bits kept; 8
-    "Solarize": Strength(slope=256, limit=256, whole=True),  # inverts from level 0 to 256; 256
-    "SolarizeAdd": Strength(slope=110, whole=True),          # adds 0 to 110 to levels < 128; 0
+    # Bits kept, 1 to 4; 8. The level from which to invert, 0 to 255, but 0 at 10; 256.
+    # authors: both grow weaker until a byte overflows: 27 keeps 1 bit, inverts from 179; here: too.
+    "Posterize": Strength(slope=4, rounded=lambda bits: 8 - min((8 - math.floor(bits)) % 256, 7)),
+    "Solarize": Strength(slope=256, rounded=lambda level: math.floor(level) % 256),
+    "SolarizeAdd": Strength(slope=110, rounded=math.floor),  # adds 0 to 110 to levels < 128; 0
     "Color": Strength(start=0.1, slope=1.8),                 # factor 0.1 to 1.9, 0 is gray; 1
     "Contrast": Strength(start=0.1, slope=1.8),              # factor 0.1 to 1.9, 0: mean gray; 1
     "Brightness": Strength(start=0.1, slope=1.8),            # factor 0.1 to 1.9, 0 is black; 1
@@ -63,7 +63,7 @@ STRENGTHS = {  # beside each: its value at magnitude 0 to 10; the value that cha
     "ShearY": Strength(slope=0.3, signed=True),              # 0 to 0.3 rows per column; 0
     "TranslateX": Strength(slope=100, signed=True),          # 0 to 100 pixels; 0
     "TranslateY": Strength(slope=100, signed=True),          # 0 to 100 pixels; 0
-    "Cutout": Strength(slope=40, whole=True),                # half side of 0 to 40 pixels; 0
+    "Cutout": Strength(slope=40, rounded=math.floor),        # half side of 0 to 40 pixels; 0
 }
 OPERATIONS = tuple(STRENGTHS)
 
@@ -72,14 +72,13 @@ def level_to_value(name: str, magnitude: float, image_size: int) -> float:
     """The physical value (units: `STRENGTHS`) of an operation at a magnitude, sign positive, for
     `image_size` pixels a side. KeyError for an unknown name, ValueError for a negative magnitude.
     """
-    start, slope, limit, whole, _ = STRENGTHS[name]
+    start, slope, rounded, _ = STRENGTHS[name]
     if magnitude < 0:
         raise ValueError(f"magnitude {magnitude} is not on the scale, which begins at 0")
     # authors: 100 and 40 px are for ImageNet, side // 8 for 32x32; here: the latter up to 128 px.
     if name in ("TranslateX", "TranslateY", "Cutout") and image_size <= 128:
         slope = image_size // 8
-    value = min(start + slope * (magnitude / 10), limit)
-    return float(math.floor(value)) if whole else float(value)
+    return float(rounded(start + slope * (magnitude / 10)))
 
 
 # ---- Mechanism 1: blends with a degenerate image ----
@@ -342,14 +341,15 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
 
 def augment_cifar(images: Tensor, rand_augment: RandAugment, chance: batches.Chance,
                   flip: bool = True) -> Tensor:
-    """RandAugment, a square of Cutout, a random crop after reflect-padding, a flip."""
-    # authors: a 16x16 square, padding by 4, no flip for SVHN; here: both grow with the image.
+    """RandAugment and a square of Cutout, a random crop after reflect-padding, a flip."""
+    # authors: a 16x16 square, beside RandAugment alone, padding by 4; here: both grow with images.
     height, width = images.shape[2:]
     images = apply(images, rand_augment.draw(chance, height, width))
     half, pad = min(height, width) // 4, min(height, width) // 8
     row, column, top, left = (chance.randint(high).int().to(images.device)
                               for high in (height, width, 2 * pad + 1, 2 * pad + 1))
-    images = cutout(images, torch.stack([row, column], dim=1), torch.full_like(row, half))
+    if rand_augment.num_ops:
+        images = cutout(images, torch.stack([row, column], dim=1), torch.full_like(row, half))
     y, x = coordinates(images)  # from the output back to the source: the last step comes first
     if flip:
         mirrored = chance.randint(2).to(images.device).view(-1, 1, 1) == 1

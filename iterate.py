@@ -25,7 +25,7 @@ import pseudo_label
 import train
 from model import Checkpoint
 from pseudo_label import Labelling
-from support import cli, devices, files, plans, report, sources
+from support import batches, cli, devices, files, plans, report, sources
 from support.images import ImageSet, Splits
 from support.label_store import PseudoLabels
 from train import TrainConfig
@@ -42,15 +42,14 @@ class Generation:
     joint: bool = True  # both losses at once, not pseudo labels first and labels then (finding 6)
     from_teacher: bool = False  # start from the teacher's weights, not from scratch (finding 8)
 
-    def on_labels_only(self) -> "Generation":
-        """The same model, noise and number of steps, on the labels alone.
+    def seeded(self, number: int) -> "Generation":
+        """With random numbers of its own, which follow from the run's seed and its number."""
+        seed = batches.seed_of(self.config.seed, number)
+        return replace(self, config=replace(self.config, seed=seed))
 
-        What only a pool makes different is at its default: equal trainings compare as equal.
-        """
-        config = replace(self.config, unlabeled_ratio=0, augment_unlabeled=True,
-                         model_noise_unlabeled=True)
-        return replace(self, name=f"{self.name}, labels only", config=config,
-                       labelling=Labelling(), joint=True, from_teacher=False)
+    def on_labels_only(self) -> "Generation":
+        """The same model, noise, phases and number of steps, from scratch on the labels alone."""
+        return replace(self.seeded(1), name=f"{self.name}, labels only", from_teacher=False)
 
 
 L2 = train.recipe("l2")  # trained at 475 pixels, tested at 800
@@ -77,9 +76,9 @@ def train_phases(generation: Generation, learn: Callable[..., Path],
     learn(config, name, pseudo, start) is one phase: train.train on the images of the loop.
     """
     config, name = generation.config, generation.name
-    if pseudo is None:  # step 1: a teacher, or a student's model on the labels alone
-        checkpoint = learn(replace(config, unlabeled_ratio=0), name, None, start)
-    elif generation.joint:  # step 3: the joint loss
+    if pseudo is None:  # a teacher, or a student's model on the labels alone
+        config = replace(config, unlabeled_ratio=0)
+    if generation.joint:  # step 1, or step 3: the joint loss
         checkpoint = learn(config, name, pseudo, start)
     else:
         pretrained = learn(replace(config, joint=False), f"{name}, pretrained", pseudo, start)
@@ -109,8 +108,8 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
                            machine=machine)
 
     teacher, models = None, []
-    for generation in generations:
-        pseudo = None
+    for number, generation in enumerate(generations):
+        generation, pseudo = generation.seeded(number), None  # from scratch: other random numbers
         if teacher:  # step 2, on a pool without held-out images
             # paper: B0 selects the images, B7 and L2 label them (pseudo_label.py --images-of);
             # here: every teacher selects, which takes seconds, and later ones label better.
@@ -124,17 +123,13 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         models.append((generation, teacher, pseudo))
 
     # What is compared with has the student's noise (section 3.2): only the pool differs.
-    on_labels = {generations[0].on_labels_only().config: models[0][1]}
-    for generation in generations[1:] if labels_only else ():
-        alone = generation.on_labels_only()
-        if alone.config not in on_labels:
-            on_labels[alone.config] = train_phases(alone, learn, None, None)
+    on_labels = [
+        train_phases(generation.on_labels_only(), learn, None, None)
+        if labels_only and pseudo else None for generation, _, pseudo in models]
 
     # Every choice is made: only now is the test set read, so that nothing is chosen by it.
-    rows = []
-    for generation, checkpoint, pseudo in models:
-        alone = on_labels.get(generation.on_labels_only().config) if pseudo else None
-        rows.append(test(generation, checkpoint, pseudo, alone, splits.test, machine, robustness))
+    rows = [test(generation, checkpoint, pseudo, alone, splits.test, machine, robustness)
+            for (generation, checkpoint, pseudo), alone in zip(models, on_labels, strict=True)]
     for row in rows:
         if row["robustness"]:
             row["robustness"] |= eval_robust.relative_to(rows[0]["robustness"], row["robustness"])

@@ -229,11 +229,11 @@ class EfficientNet(nn.Module):
         return self.classifier(dropped)
 
     def train(self, mode: bool = True) -> "EfficientNet":
-        """Set the mode, but keep BatchNorm that freeze_shallow has fixed in evaluation mode."""
+        """Set the mode, but keep what freeze_shallow has fixed in evaluation mode."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
-                module.training = mode and module.weight.requires_grad
+            if isinstance(module, Block | nn.BatchNorm2d | nn.SyncBatchNorm):
+                module.training = mode and next(module.parameters()).requires_grad
         return self
 
 
@@ -269,8 +269,8 @@ def count_parameters(network: nn.Module) -> int:
 def freeze_shallow(network: EfficientNet, stages: int) -> None:
     """Fix the stem and the first `stages` stages, for the resolution fix of section 3.1.
 
-    Their parameters get no gradient, and their BatchNorm stays in evaluation mode even after
-    `network.train()`: else its statistics would not stay as they were trained.
+    Their parameters get no gradient, and they stay in evaluation mode even after
+    `network.train()`: no stochastic depth, and BatchNorm's statistics stay as they were trained.
     All other layers are free; with 0 stages, all but the stem. InputError for more than 7.
     """
     if not 0 <= stages <= len(STAGES):

@@ -26,7 +26,7 @@ import augment
 import model
 from model import Checkpoint
 from pseudo_label import predict
-from support import InputError, batches, cli, devices, files, runs, sources
+from support import InputError, batches, cli, devices, files, runs, sources, weights
 from support.batches import Batch, Chance
 from support.images import ImageSet
 from support.label_store import PseudoLabels
@@ -66,7 +66,7 @@ class TrainConfig:
     # Joint loss (Algorithm 1, step 3; the ratio of labelled and unlabelled images: section 3.2)
     joint: bool = True  # both losses; else pseudo-labelled images alone (finding 6)
     unlabeled_ratio: cli.Whole = 3  # pseudo-labelled images per labelled one in a batch
-    normalization: Literal["concat", "algorithm1", "official"] = "concat"  # see joint_loss
+    normalization: Literal["concat", "algorithm1", "official"] = "official"  # see joint_loss
     label_smoothing: cli.Share = 0.1  # on labels and hard pseudo labels
 
     # Optimisation (section 3.1)
@@ -133,12 +133,14 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     "Then we finetune the model with a larger resolution for 1.5 epochs on unaugmented labeled
     images. Similar to [86], we fix the shallow layers during finetuning" (section 3.1).
     """
-    # paper: neither which layers nor the learning rate; here: all but stages 6, 7 and the head,
-    # which hold most of the parameters, at a tenth of the rate, falling to zero.
+    # paper: does not say which; here: all but stages 6, 7 and the head, most of the parameters.
+    # authors: the schedule's last rate, 0.0015 after 350 epochs; here: a cosine's, which would be
+    # zero, falls from a tenth.
+    last = config.decay_rate ** (config.epochs // config.decay_epochs)
+    rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
     return replace(
-        config, image_size=image_size, epochs=1.5, augment_labeled=False, frozen_stages=5,
-        unlabeled_ratio=0, learning_rate=config.learning_rate / 10, warmup_epochs=0.0,
-        schedule="cosine", evaluate_epochs=1.5,
+        config, image_size=image_size, epochs=1.5, evaluate_epochs=1.5, augment_labeled=False,
+        frozen_stages=5, unlabeled_ratio=0, learning_rate=rate, warmup_epochs=0.0, decay_rate=1.0,
     )
 
 
@@ -175,18 +177,18 @@ def joint_loss(logits: Tensor, labels: Tensor, pseudo_targets: Tensor | None,
         logits: (B + U, num_classes), the labelled images first.
         labels: (B,) int64; they are smoothed.
         pseudo_targets: (U, num_classes) probabilities, used as they are, or (U,) int64 classes,
-            smoothed; None: labels alone. With B = 0 they are alone.
+            smoothed; None: labels alone.
     """
     if pseudo_targets is not None:
         if pseudo_targets.dim() == 1:
             hard = F.one_hot(pseudo_targets, logits.shape[1])
             pseudo_targets = hard * (1 - label_smoothing) + label_smoothing / logits.shape[1]
         unlabeled = cross_entropy(logits[len(labels):], pseudo_targets)
-        if len(labels) == 0:
+        if len(labels) == 0:  # finding 6: u in all three
             return unlabeled
     labeled = F.cross_entropy(
         logits[: len(labels)].float(), labels, label_smoothing=label_smoothing)
-    if pseudo_targets is None:
+    if pseudo_targets is None:  # l in all three, of which "concat" leaves a student 1 / (1 + r)
         return labeled
     ratio = len(pseudo_targets) / len(labels)
     if normalization == "algorithm1":
@@ -272,9 +274,8 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     batches.check(config, labeled, pseudo, machine)
     config, device = replace(config, labeled_images=len(labeled)), torch.device(machine.device)
     initial = Checkpoint.load(start) if start else None
-    if initial and initial.classes != labeled.classes:
-        raise InputError(f"{start} knows other classes than the labelled images: start from a "
-                         "checkpoint of these, or from none")
+    if initial:
+        weights.require_same_model(start, initial, config, labeled.classes)
     every = {"log": log_steps, "save": checkpoint_steps or min(500, -(-config.total_steps // 20)),
              "evaluate": max(1, round(config.evaluate_epochs * config.steps_per_epoch))}
     settings = {"config": asdict(config), "classes": labeled.classes, "name": name,
@@ -286,10 +287,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
 
     network = build_model(config, len(labeled.classes))
     if initial:
-        try:
-            model.load_pretrained(network, initial.weights)
-        except InputError as error:
-            raise InputError(f"cannot start from {start}: {error}") from None
+        model.load_pretrained(network, initial.weights)
     network.checkpoint_blocks = machine.checkpoint_blocks
     network = network.to(device, memory_format=torch.channels_last).train()  # the faster layout
     average, best = ModelEMA(network, config.ema_decay), Best()
@@ -349,11 +347,14 @@ class Flags:
     pseudo_label_dir: cli.Folder | None = None  # what pseudo_label.py wrote
     pseudo_labels: Literal["soft", "hard"] | None = None  # their kind, to be sure of it
     start_from: cli.File | None = None  # checkpoint to take weights from
+    fixed_resolution: cli.Pixels | None = None  # of --start-from: the resolution fix, at this size
     checkpoint_steps: cli.Count | None = None  # between resumable states (default: 1/20, up to 500)
 
 
 def main(flags: Flags, machine: devices.Machine, changes: cli.Given[TrainConfig]) -> None:
     config = replace(recipe(changes.get("arch", "b7")), **changes)
+    if flags.fixed_resolution:
+        config = resolution_fix(config, flags.fixed_resolution)
     machine = replace(machine, device=devices.choose(machine.device))
     labeled, validation, pseudo = sources.read_training(flags, config.image_size)
     train(config, labeled, validation, pseudo, out=flags.out, start=flags.start_from,

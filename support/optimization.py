@@ -79,8 +79,9 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Average in the weights after step t (from 0), with decay min(d, (1 + t) / (10 + t))."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        """Average in the weights after step t (from 0), with decay min(d, (2 + t) / (11 + t))."""
+        # authors: min(d, (1 + t) / (10 + t)), where TensorFlow counts the steps from 1.
+        decay = min(self.decay, (2 + step) / (11 + step))
         averages, values = [], []
         for average, value in zip(self.network.state_dict().values(),
                                   network.state_dict().values(), strict=True):

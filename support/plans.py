@@ -3,7 +3,9 @@ and how a command line changes a plan.
 
 A hundred or a few thousand labels are seen hundreds of times in minutes instead of days, so Adam's
 step replaces RMSProp's (which needs a warm-up of many epochs), a cosine to zero the decay by 0.97,
-and the averages are over shorter spans. All was chosen on validation (results/).
+and the averages are over shorter spans. Adam's step does not grow with the loss, so they take its
+average, section 3.1's "concat", in place of the authors' sum. All was chosen on validation
+(results/).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from support.images import ImageSet
 
 FEW_LABELS = {
     "image_size": 32, "rand_augment_magnitude": 5.0, "optimizer": "adamw", "weight_decay": 0.02,
-    "schedule": "cosine", "dropout": 0.2,
+    "schedule": "cosine", "dropout": 0.2, "normalization": "concat",
 }
 # paper: two operations, pseudo labels as they are; here: one operation, since two leave models of
 # this size underfit, and pseudo labels sharpened by a temperature.
@@ -71,6 +73,8 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
     """
     if not flags.filter:
         labelling = labelling | {"threshold": 0.0}
+    # The first teacher has no teacher to start from, and no pseudo labels to train on first.
+    of_teacher = {key: value for key, value in ablations.items() if key == "fixed_resolution"}
     archs, chosen = flags.arch or [generation.config.arch for generation in generations], []
     for number, arch in enumerate(archs * len(generations) if len(archs) == 1 else archs):
         generation = generations[min(number, len(generations) - 1)]
@@ -87,7 +91,8 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
         config = replace(config, **{"arch": arch, "seed": flags.seed} | changes)
         chosen.append(replace(
             generation, name=f"student {number}" if number else "teacher", config=config,
-            labelling=replace(generation.labelling, **labelling), **ablations))
+            labelling=replace(generation.labelling, **labelling),
+            **(ablations if number else of_teacher)))
     return tuple(chosen)
 
 

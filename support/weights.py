@@ -59,6 +59,22 @@ def _fields(meta: dict, contents: dict) -> dict:
     }
 
 
+def require_same_model(path: str | Path, found, config, classes: tuple[str, ...]) -> None:
+    """InputError unless a training can start from a checkpoint's weights.
+
+    Args:
+        found, config: model.Checkpoint and train.TrainConfig; classes: the labelled images'.
+    """
+    if found.classes != classes:
+        raise InputError(f"{path} knows other classes than the labelled images: start from a "
+                         "checkpoint of these, or from none")
+    wanted = config.arch, config.small_images
+    if (found.arch, found.small_images) != wanted:
+        small = "--small-images" if found.small_images else "--no-small-images"
+        raise InputError(f"{path} holds a {found.arch}, not a {config.arch}, or one of other "
+                         f"strides: give --arch {found.arch} {small}, or start from none")
+
+
 def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Copy a state dict into another, or raise InputError if a name or a shape does not fit."""
     problems = [f"{key} is missing" for key in own.keys() - found.keys()]
@@ -68,10 +84,7 @@ def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
         for key in own.keys() & found.keys() if own[key].shape != found[key].shape
     ]
     if problems:
-        hint = ""
-        if any("classifier.weight is (" in problem for problem in problems):
-            hint = " (another number of classes needs fresh_classifier=True)"
-        raise InputError(f"the weights do not fit the model in {len(problems)} places{hint}: "
+        raise InputError(f"the weights do not fit the model in {len(problems)} places: "
                          + "; ".join(sorted(problems)[:4]))
     for key, value in own.items():
         value.copy_(found[key])
