@@ -241,7 +241,7 @@ class Flags:
     """The network, and how PGD attacks it"""
 
     checkpoint: cli.File  # of train.py, or released (timm tf_efficientnet_*, torchvision)
-    arch: str = "b0"  # of released weights; ours know theirs
+    arch: str | None = None  # of released weights (default: b0); ours know theirs
     steps: cli.Count = 10  # of PGD
     step_size: cli.Positive | None = None  # of PGD, of 255 (default: 2.5 * epsilon / steps)
     random_start: bool = False  # begin PGD at a random point of the ball
@@ -268,11 +268,11 @@ def measure(model: FromPixels, source: archives.TestSet, flags: Flags, name: str
 
 
 def main(flags: Flags, source: archives.TestSet,
-         machine: Annotated[devices.Machine, "device", "workers"]) -> None:
+         machine: Annotated[devices.Machine, "device", "workers", "megapixels"]) -> None:
     """Measure what --out does not hold yet, and print the figures of the tables."""
-    checkpoint = Checkpoint.load(flags.checkpoint, flags.arch)
-    source = source.fit(checkpoint.classes, checkpoint.image_size, machine.workers)
-    model = from_pixels(checkpoint.network(), devices.choose(machine.device))
+    checkpoint, machine = Checkpoint.load(flags.checkpoint, flags.arch or "b0"), machine.chosen()
+    source = source.fit(checkpoint, flags, machine.workers)
+    model = from_pixels(checkpoint.network(), machine.device)
     settings = vars(flags) | {key: vars(source)[key] for key in ("suite", "data_dir", "image_size")}
     settings |= {"arch": checkpoint.arch,
                  "checkpoint": files.digest(Path(flags.checkpoint).read_bytes())}

@@ -176,8 +176,9 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
     plan, wanted = sources.plan_for(source, flags.plan)
     generations = plans.with_flags(plan, PLANS[plan], flags, labelling, ablations,
                                    wanted | changes, model.scaling, train.recipe)
-    machine = replace(machine, device=devices.choose(machine.device))
-    splits = sources.choose(source, plan, generations[0].config.image_size, flags.seed)
+    machine = machine.chosen()
+    splits = sources.choose(source, plan, generations[0].config.image_size, flags.seed,
+                            machine.workers)
     plans.check(generations, splits.labeled, machine, train.build_model,  # students not smaller
                 flags.allow_smaller_student)
     out = Path(flags.out or f"runs/{plan}")

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 import augment
 from model import Checkpoint
 from support import InputError, cli, datasets, devices, files, label_store, reading
-from support.images import ImageSet, fingerprints
+from support.folders import fingerprints
+from support.images import ImageSet
 from support.label_store import PseudoLabels
 from support.ranking import ranked
 
@@ -197,19 +198,18 @@ class Flags:
 
 
 def main(flags: Flags, how: cli.Given[Labelling],
-         machine: Annotated[devices.Machine, "device", "workers"]) -> None:
+         machine: Annotated[devices.Machine, "device", "workers", "megapixels"]) -> None:
     given = how | {name: value for name, value in asdict(flags).items() if value}
     for name in label_store.SELECTION:
         if flags.images_of and name in given:
             raise InputError(f"--{name.replace('_', '-')} does not go with --images-of, whose "
                              "images are chosen already: leave it out")
-    teacher = Checkpoint.load(flags.teacher)
+    teacher, machine = Checkpoint.load(flags.teacher), machine.chosen()
     pool = datasets.read_pool(flags.unlabeled, teacher.classes)
-    machine = replace(machine, device=devices.choose(machine.device))
     try:
         labels = label(teacher, pool, flags.out, Labelling(**how), seed=flags.seed, machine=machine,
-                       held_out=fingerprints(flags.held_out or ()), images_of=flags.images_of,
-                       shard=flags.shard, batch_size=flags.batch_size)
+                       held_out=fingerprints(flags.held_out or (), machine.workers),
+                       images_of=flags.images_of, shard=flags.shard, batch_size=flags.batch_size)
     except label_store.Unfinished as missing:
         print(missing)
         return

@@ -355,8 +355,8 @@ def main(flags: Flags, machine: devices.Machine, changes: cli.Given[TrainConfig]
     config = replace(recipe(changes.get("arch", "b7")), **changes)
     if flags.fixed_resolution:
         config = resolution_fix(config, flags.fixed_resolution)
-    machine = replace(machine, device=devices.choose(machine.device))
-    labeled, validation, pseudo = sources.read_training(flags, config.image_size)
+    machine = machine.chosen()
+    labeled, validation, pseudo = sources.read_training(flags, config.image_size, machine.workers)
     train(config, labeled, validation, pseudo, out=flags.out, start=flags.start_from,
           machine=machine, checkpoint_steps=flags.checkpoint_steps, name=runs.stem(flags.out).name)
 

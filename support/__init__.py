@@ -2,7 +2,8 @@
 
     devices.py        CPU, CUDA, MPS, XLA, torchrun: where tensors go and how a step ends
     kernels.py        faster equals of textbook operations; ranking.py: of the selection
-    images.py         sets of images; finding, decoding and recognising files
+    images.py         sets of images; decoding and recognising files
+    folders.py        which files of a folder are images, and of which class
     datasets.py       the four sets of the method: split, read, cleared of held-out images
     sources.py        where they come from: folders, torchvision, the demo
     demo_images.py    the demo's pictures, drawn from random numbers

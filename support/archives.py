@@ -25,7 +25,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from support import InputError, cli, corruptions, images, reading
+from support import InputError, cli, corruptions, folders, images, reading
+from support.weights import our_names
 
 # The 1000 classes ("wnids", in the order of the logits) and the 200 of them in ImageNet-A.
 IMAGENET = json.loads(Path(__file__).with_name("imagenet_classes.json").read_text())
@@ -57,22 +58,35 @@ class TestSet:
     out: cli.File  # JSON; continued if it exists
     batch_size: cli.Count = 256  # images, or frames of sequences
     # paper: L2 meets corruptions before its fine-tuning at 800 pixels, and attacks after it.
-    image_size: cli.Count | None = None  # pixels; default: those the network was trained on
-    epsilon: list[cli.NonNegative] | None = None  # of fgsm (0 1 2 4 8 16) or pgd (16), of 255
+    image_size: cli.Pixels | None = None  # pixels; default: those the network was trained on
+    epsilon: list[cli.Level] | None = None  # of fgsm (0 1 2 4 8 16) or pgd (16), of 255
     classes: Annotated[tuple[str, ...], cli.NO_FLAG] = ()  # in the order of the logits
     workers: Annotated[int, cli.NO_FLAG] = 0
 
-    def fit(self, classes: tuple[str, ...] | None, image_size: int, workers: int) -> "TestSet":
-        """The test set for a network of these classes (None: ImageNet's) and image size.
+    def fit(self, checkpoint, flags, workers: int) -> "TestSet":
+        """The test set for a network, of ImageNet's classes if its file names none.
 
-        InputError if it cannot measure that network.
+        checkpoint: model.Checkpoint; flags: eval_robust.Flags. InputError if the test set cannot
+        measure that network, or for a flag that nothing would read.
         """
+        if flags.arch not in (None, checkpoint.arch):
+            raise InputError(f"--arch {flags.arch}: {flags.checkpoint} is a {checkpoint.arch} and "
+                             "says so itself; leave --arch out")
+        for name in ("steps", "step_size", "random_start", "targeted"):
+            if self.suite != "pgd" and getattr(flags, name) != getattr(type(flags), name):
+                raise InputError(f"--{name.replace('_', '-')} is not for --suite {self.suite}, but "
+                                 "for pgd: leave it out")
         if self.epsilon and self.suite not in ("fgsm", "pgd"):
             raise InputError(f"--epsilon is not for --suite {self.suite}, but for fgsm and pgd")
-        classes, size = classes or tuple(IMAGENET["wnids"]), self.image_size or image_size
+        classes = checkpoint.classes or tuple(IMAGENET["wnids"])
+        size, outputs = self.image_size or checkpoint.image_size, len(
+            our_names(checkpoint.weights)["classifier.bias"])
         if self.suite == "quick" and size != 32:
             raise InputError("--suite quick: its corruptions are made for 32x32 images, not for "
                              f"{size}; use another suite, or --image-size 32")
+        if len(classes) != outputs:
+            raise InputError(f"released weights of {outputs} classes, not of ImageNet's 1000, do "
+                             "not say which: train their like with train.py")
         needed = 10 if self.suite.startswith("cifar10") else 1000
         if "-" in self.suite and len(classes) != needed:
             raise InputError(f"--suite {self.suite} needs a network of {needed} classes, and this "
@@ -80,7 +94,8 @@ class TestSet:
         if needed == 10 and list(classes) not in (CIFAR10, [*"0123456789"]):
             raise InputError(f"--suite {self.suite} is of {', '.join(CIFAR10)}, this network of "
                              f"{', '.join(classes)}: name class folders as CIFAR-10 does")
-        return replace(self, classes=classes, image_size=size, workers=workers)
+        return replace(self, classes=classes, image_size=size, workers=workers,
+                       data_dir=str(Path(self.data_dir).resolve()))
 
     def names(self) -> list[str]:
         """The parts to measure."""
@@ -112,18 +127,22 @@ class TestSet:
     # that decodes one to (frames, 3, S, S) uint8 in a worker process:
 
     def _find_files(self, folder: str, severity: str, frames: int) -> tuple:
-        root, suffixes = Path(self.data_dir), (".mp4",) if frames > 1 else images.SUFFIXES
+        root = Path(self.data_dir)
         if self.suite in ("imagenet-c", "imagenet-p"):
             found = [path for path in root.glob(f"*/{folder}") if path.is_dir()]
             root = (found or [root / folder])[0] / severity
-        files = [Path(file) for file in images.list_files(root) if file.lower().endswith(suffixes)]
-        if not files:
-            raise InputError(f"{root}: no <class>/*{suffixes[0]} in it")
-        allowed = self.allowed() or range(len(self.classes))
+        found = folders.list_images(root) if frames == 1 else [
+            file for file in folders.list_files(root) if file.lower().endswith(".mp4")]
+        if not found:
+            raise InputError(f"{root}: no <class>/*{'.mp4' if frames > 1 else '.jpg'} in it")
+        files, allowed = [*map(Path, found)], self.allowed() or range(len(self.classes))
         numbers = {self.classes[number]: number for number in allowed}
         for file in files:
             if file.parent.name not in numbers:
                 raise InputError(f"{file.parent}: not a class of this test set and network")
+        if lacking := sorted(numbers.keys() - {file.parent.name for file in files}):
+            images.say_once(f"Warning: {root} has no images of {len(lacking)} of {len(numbers)} "
+                            f"classes: {images.first_names(lacking)}")
         labels = torch.tensor([numbers[file.parent.name] for file in files])
         return files, labels, partial(self._decode_file, frames=frames)
 
@@ -140,7 +159,10 @@ class TestSet:
         return rows.reshape(5, -1, 32, 32, 3)[block], labels, _decode_row
 
     def _decode_file(self, file: Path, frames: int) -> np.ndarray:
-        views = _decode_video(file, frames) if frames > 1 else [images.read_image(str(file))]
+        # authors: ImageNet and ImageNet-A as their loaders read them, not turned as EXIF says.
+        upright = self.classes != tuple(IMAGENET["wnids"])
+        views = (_decode_video(file, frames) if frames > 1 else
+                 [images.read_image(str(file), upright)])
         size, bicubic = (self.image_size, self.image_size), Image.Resampling.BICUBIC
         if self.suite in ("imagenet-c", "imagenet-p"):
             # section 3.3: "resize images to the resolution EfficientNet trained on": no crop.

@@ -57,6 +57,7 @@ Probability = Annotated[float, Range(LEAST, 1, "more than 0 and up to 1"), "X"]
 Pixels = Annotated[int, Range(1, 10_000, "1 to 10,000"), "PIXELS"]
 UpTo100 = Annotated[int, Range(0, 100, "0 to 100"), "N"]
 Magnitude = Annotated[float, Range(0, 100, "0 to 100"), "X"]
+Level = Annotated[float, Range(0, 255, "0 to 255"), "X"]  # of pixels
 File = Annotated[str, "FILE"]
 Folder = Annotated[str, "DIR"]
 OUT_OF_MEMORY = ("out of memory: lower --batch-size or --image-size; a training also takes "

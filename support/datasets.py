@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import InputError, demo_images, images
+from support import InputError, demo_images, folders, images
 from support.images import NO_CLASS, UNKNOWN, ImageSet, Splits
 
 LARGEST_IN_MEMORY = 64  # pixels a side; larger images stay files until a batch needs them
@@ -49,7 +49,8 @@ def demo(seed: int = 0, labels_per_class: int = 8, unlabeled: int = 6_000,
         unlabeled=draw(np.random.default_rng((seed, 1)).permutation(pool), 2),
         validation=draw(classes.repeat(val_per_class), 3),
         test=draw(classes.repeat(test_per_class), 4),
-        notes={"removed_from_pool": 0, "skipped_files": [], "labeled_and_held_out": 0},
+        notes={"removed_from_pool": 0, "skipped_files": [], "labeled_and_validation": 0,
+               "labeled_and_test": 0, "validation_and_test": 0},
     )
 
 
@@ -68,6 +69,9 @@ def split(source: ImageSet, labels_per_class: int | None,
         rows = (source.labels == label).nonzero().flatten()
         last = max(1, len(rows) // 10) if val_per_class is None else val_per_class
         first = len(rows) - last if labels_per_class is None else labels_per_class
+        if len(rows) == 1:
+            raise InputError(f"class {name}: a single image cannot be labelled and for validation, "
+                             "too: add some, or give validation images of their own (--val)")
         if first < 1 or last < 1 or first + last > len(rows):
             raise InputError(f"class {name}: {first} labelled and {last} validation images asked "
                              f"for of {len(rows)}; ask for 1 or more of each and no more in all")
@@ -83,15 +87,15 @@ def size_to_read(image_size: int, *sets: ImageSet) -> int | None:
     return image_size if small and image_size <= LARGEST_IN_MEMORY else None
 
 
-def read_set(source: ImageSet, size: int | None, skip_broken: bool = False,
-             held_out: frozenset[bytes] = frozenset()) -> tuple[ImageSet, frozenset[bytes], dict]:
-    """Open every image once: the set, its fingerprints, and what was left out of it.
+def read_set(source: ImageSet, size: int | None, workers: int = 0, skip_broken: bool = False,
+             held_out: frozenset[bytes] = frozenset()) -> tuple[ImageSet, dict]:
+    """Open every image once: the set, with its fingerprints, and what was left out of it.
 
     The images are decoded unless `size` is None. Those that equal one of `held_out` are left out,
     and so, with `skip_broken`, are files that cannot be read. InputError if nothing remains.
     """
     items = source.files if source.pixels is None else source.pixels.permute(0, 2, 3, 1).numpy()
-    found = images.inspect_all(items, size, skip_broken)
+    found = images.inspect_all(items, size, skip_broken, workers)
     good = [row for row, (_, seen) in enumerate(found) if seen and seen not in held_out]
     skipped = [items[row] for row, (_, seen) in enumerate(found) if not seen]
     removed = len(found) - len(good) - len(skipped)
@@ -102,35 +106,51 @@ def read_set(source: ImageSet, size: int | None, skip_broken: bool = False,
     if size:
         pixels = torch.from_numpy(np.stack([found[row][0] for row in good]))
         kept = replace(kept, pixels=pixels, files=())
-    return (kept, frozenset(seen for _, seen in found),
-            {"removed_from_pool": removed, "skipped_files": skipped})
+    known = np.frombuffer(b"".join(found[row][1] for row in good), np.uint8).reshape(-1, 16)
+    notes = {"removed_from_pool": removed, "skipped_files": skipped}
+    return replace(kept, fingerprints=known), notes
 
 
-def read_splits(found: Splits, image_size: int, skip_broken: bool = False) -> Splits:
+def contents(source: ImageSet) -> frozenset[bytes]:
+    """The fingerprints of a set that `read_set` has opened."""
+    return frozenset(map(bytes, source.fingerprints))
+
+
+def shared(one: ImageSet, other: ImageSet, names: tuple[str, str]) -> int:
+    """How many images are in both of two sets; InputError if that is all of the second one."""
+    twice = contents(one) & contents(other)
+    if twice == contents(other):
+        raise InputError(f"every {names[1]} image is also a {names[0]} one: accuracy on them would "
+                         "say nothing; give other images")
+    return len(twice)
+
+
+def read_splits(found: Splits, image_size: int, workers: int = 0,
+                skip_broken: bool = False) -> Splits:
     """Open the images of all four sets; `skip_broken` holds for the pool alone."""
     size = size_to_read(image_size, found.labeled, found.unlabeled, found.validation, found.test)
-    labeled, learning, _ = read_set(found.labeled, size)
-    validation, choosing, _ = read_set(found.validation, size)
-    test, reporting, _ = read_set(found.test, size)
-    for name, held_out in ("validation", choosing), ("test", reporting):
-        if held_out <= learning:
-            raise InputError(f"every {name} image is also a labelled one: accuracy on them would "
-                             "say nothing; give other images")
+    labeled, validation, test = (read_set(part, size, workers)[0] for part in (
+        found.labeled, found.validation, found.test))
+    twice = {"labeled_and_validation": shared(labeled, validation, ("labelled", "validation")),
+             "labeled_and_test": shared(labeled, test, ("labelled", "test")),
+             "validation_and_test": shared(validation, test, ("validation", "test"))}
+    shared(test, validation, ("test", "validation"))
     # "We filter the ImageNet validation set images from the dataset", section 3.1.
     # paper: how is left to its reference [58]; here: images with the same pixels, which needs no
     # model and never takes away an image that only looks alike.
-    pool, _, notes = read_set(found.unlabeled, size, skip_broken, choosing | reporting)
-    notes["labeled_and_held_out"] = len(learning & (choosing | reporting))
-    return Splits(labeled, pool, validation, test, notes)
+    held_out = contents(validation) | contents(test)
+    pool, notes = read_set(found.unlabeled, size, workers, skip_broken, held_out)
+    return Splits(labeled, pool, validation, test, notes | twice)
 
 
 # ---- One folder ----
 
 
-def read_folder(folder: str | Path, image_size: int, classes: Iterable[str] = ()) -> ImageSet:
+def read_folder(folder: str | Path, image_size: int, classes: Iterable[str] = (),
+                workers: int = 0) -> ImageSet:
     """A labelled folder (<class>/<image>) on its own; InputError if it has not these classes."""
-    found = images.list_classes(folder, classes)
-    return read_set(found, size_to_read(image_size, found))[0]
+    found = folders.list_classes(folder, classes)
+    return read_set(found, size_to_read(image_size, found), workers)[0]
 
 
 def read_pool(folder: str | Path, classes: Iterable[str]) -> ImageSet:
@@ -139,14 +159,14 @@ def read_pool(folder: str | Path, classes: Iterable[str]) -> ImageSet:
     None is opened. A large pool takes hours to decode, so that happens once, when a teacher labels
     it, and broken files and held-out images are found then.
     """
-    files = images.list_files(folder)
+    files = folders.list_files(folder)
     if not files:
         raise InputError(f"{folder}: no images in the unlabelled folder; add some")
     labels = torch.tensor([UNKNOWN]).expand(len(files))  # one number in memory, not N
     return ImageSet(labels, tuple(classes), files=tuple(files))
 
 
-def into_memory(source: ImageSet, image_size: int) -> ImageSet:
+def into_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:
     """The same set, its files decoded if they are small and few: they need it in each epoch."""
     size = size_to_read(image_size, source)
-    return read_set(source, size)[0] if size else source
+    return read_set(source, size, workers)[0] if size else source

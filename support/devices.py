@@ -17,13 +17,14 @@ import functools
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.nn
+from PIL import Image
 from torch import Tensor, nn
 
 from support import InputError, cli
@@ -37,6 +38,13 @@ class Machine:
     workers: cli.Whole = 2  # processes that decode images
     compile: bool = False  # compile the network; faster on GPUs after a minute
     checkpoint_blocks: bool = False  # compute activations twice, not keep them: less memory
+    megapixels: cli.Positive = 180.0  # of the largest image that is read: a larger one is an error
+
+
+    def chosen(self) -> "Machine":
+        """With the device found, and Pillow's limit set."""
+        Image.MAX_IMAGE_PIXELS = int(self.megapixels * 1e6 / 2)  # it warns there; twice it refuses
+        return replace(self, device=choose(self.device))
 
 
 CPU = Machine("cpu")

@@ -1,27 +1,37 @@
-"""Sets of images, and the files they come from: listed, decoded, cropped and recognised.
+"""Sets of images; their files decoded, cropped and recognised.
 
 An image is uint8 RGB. Small ones are held in memory as one tensor; larger ones remain files, which
 worker processes decode when a batch needs them (reading.py).
 """
 
+import contextlib
+import functools
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
+from tqdm import tqdm
 from tqdm.contrib.concurrent import process_map
 
-from support import InputError, files
+from support import InputError, devices, files
 
+warnings.filterwarnings("ignore", module="PIL")  # about files that it reads all the same
 UNKNOWN = -1  # label of an image whose class nobody has told us
 NO_CLASS = -2  # label of an image known to show none of the classes: a part of the demo's pool
-SUFFIXES = tuple(".jpg .jpeg .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm".split())
+# An image is what Pillow reads in one of these formats. (For EPS it would start Ghostscript.)
+FORMATS = "AVIF BMP GIF ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI TIFF WEBP".split()
+SUFFIXES = tuple(suffix for suffix, name in Image.registered_extensions().items()
+                 if name in FORMATS)
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # by EXIF's orientation
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +42,7 @@ class ImageSet:
     classes: tuple[str, ...]
     pixels: Tensor | None = None  # (N, 3, S, S) uint8
     files: tuple[str, ...] = ()  # or N paths, decoded on demand
+    fingerprints: np.ndarray | None = None  # (N, 16) uint8, of images that have been opened
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,7 +51,8 @@ class ImageSet:
         """The images at `indices` (K,) int64, in that order; an index may come more than once."""
         pixels = None if self.pixels is None else self.pixels[indices]
         files = tuple(self.files[i] for i in indices.tolist()) if self.files else ()
-        return ImageSet(self.labels[indices], self.classes, pixels, files)
+        known = None if self.fingerprints is None else self.fingerprints[indices.numpy()]
+        return ImageSet(self.labels[indices], self.classes, pixels, files, known)
 
     def read(self, index: int) -> Image.Image:
         """One image; InputError if its file cannot be read."""
@@ -61,84 +73,71 @@ class Splits:
 
 
 def digest(source: ImageSet) -> str:
-    """A hash of a set's pixels, or of the names of its files."""
-    return files.digest(source.files if source.pixels is None else source.pixels)
+    """A hash of a set's contents or, of files that nobody has opened, of their names and sizes."""
+    if source.pixels is not None:
+        return files.digest(source.pixels)
+    if source.fingerprints is not None:
+        return files.digest(source.fingerprints)
+    return files.digest(source.files, np.array([os.path.getsize(file) for file in source.files]))
 
 
-def first_names(files: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """The first three names, for a message; bytes that are not UTF-8 come as escapes."""
-    names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-    return names.encode(errors="backslashreplace").decode()
+    more = f", ... ({len(names):,} in all)" if len(names) > 3 else ""
+    return (", ".join(names[:3]) + more).encode(errors="backslashreplace").decode()
 
 
-# ---- Finding files ----
-
-
-def list_files(folder: str | Path, suffixes: str | tuple[str, ...] = "") -> list[str]:
-    """Every file below `folder` at any depth that ends so, sorted.
-
-    Links are followed, hidden names are not. InputError if a folder cannot be listed.
-    """
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check the path")
-
-    found, visited = [], set()
-    for directory, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
-        new = os.path.realpath(directory) not in visited  # links may lead round in a circle
-        visited.add(os.path.realpath(directory))
-        subfolders[:] = sorted(name for name in subfolders if new and name[0] != ".")
-        found += [os.path.join(directory, name) for name in names
-                  if new and name[0] != "." and name.lower().endswith(suffixes)]
-    return sorted(found)
-
-
-def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
-    """The images of `folder`/<class>/, still files; classes and files sorted by name.
-
-    InputError if there are none, or if the classes are not the `expected` ones.
-    """
-    if not os.path.isdir(folder):
-        raise InputError(f"{folder}: no such folder; expected {folder}/<class>/<images>")
-    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
-    if not names:
-        raise InputError(f"{folder}: no class folders; expected {folder}/<class>/<images>")
-    if not expected and len(names) == 1:
-        raise InputError(f"{folder}: only one class folder, {names[0]}; give the folder that holds "
-                         "the class folders, two or more")
-    if expected and set(names) != set(expected):
-        missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
-        raise InputError(f"{folder}: not the classes of the labelled folder; add "
-                         f"{', '.join(missing) or 'none'} and remove {', '.join(extra) or 'none'}")
-    files, labels = [], []
-    for label, name in enumerate(names):
-        files += (found := list_files(Path(folder, name), SUFFIXES))
-        labels += [label] * len(found)
-        if not found:
-            raise InputError(f"{Path(folder, name)}: a class without images; add some or remove it")
-    return ImageSet(torch.tensor(labels), tuple(names), files=tuple(files))
+@functools.cache
+def say_once(text: str) -> None:
+    """Print what a user should know about the images, but never twice."""
+    if devices.rank() == 0:
+        tqdm.write(text)
 
 
 # ---- Decoding and recognising images ----
 
 
-def read_image(file: str) -> Image.Image:
-    """The image as RGB, upright if its EXIF data says how; InputError if it cannot be read."""
+def read_image(file: str, upright: bool = True) -> Image.Image:
+    """The image as RGB, over white where it is transparent; InputError if it cannot be read.
+
+    upright: turned as its EXIF data says. (Published test sets are not, by their protocols.)
+    """
     try:
         if not os.path.isfile(file):  # a pipe would keep Pillow waiting for ever
             raise ValueError("no regular file")
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode[0] in "IF":  # for Pillow all but the darkest of 16 bits are white
-                wide = upright.convert("I")
-                darkest, brightest = wide.getextrema()
-                if upright.mode == "F" or darkest < 0 or brightest >= 2**16:
-                    raise ValueError("floating-point or more than 16 bits: which level is white?")
-                upright = wide.point(lambda value: value / 256).convert("L")
-            elif "transparency" in upright.info:  # of a palette: Pillow warns without this step
-                upright = upright.convert("RGBA")
-            return upright.convert("RGB")
+        with Image.open(file, formats=FORMATS) as image:
+            orientation = 1
+            with contextlib.suppress(Exception):  # whatever else EXIF data holds, and how broken
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            if image.mode[0] in "IF":  # for Pillow all but the darkest of 16 bits are white
+                found = _to_8_bits(image, file)
+            elif image.has_transparency_data:
+                found = Image.new("RGBA", image.size, "white")
+                found.alpha_composite(image.convert("RGBA"))
+            else:
+                found = image
+            found = found.convert("RGB")
+            if upright and orientation in TURNS:
+                found = found.transpose(TURNS[orientation])
+            return found
+    except Image.DecompressionBombError:
+        raise InputError(f"{file}: more pixels than --megapixels allows; raise it, or shrink or "
+                         "remove the image") from None
     except Exception as error:  # Pillow's decoders raise far more than OSError on broken files
         raise InputError(f"{file}: not a readable image ({error}); replace or remove it") from error
+
+
+def _to_8_bits(image: Image.Image, file: str) -> Image.Image:
+    """An image of up to 16 bits in shades of gray; its maximum tells how many of them it uses."""
+    wide = image.convert("I")
+    darkest, brightest = wide.getextrema()
+    if image.mode == "F" or darkest < 0 or brightest >= 2**16:
+        raise ValueError("floating-point or more than 16 bits: which level is white?")
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if brightest < 2**bits)
+    if bits < 16:
+        say_once(f"images of 16 or 32 bits use fewer, by their maximum, such as {bits} of {file}: "
+                 f"white is {2**bits - 1} there")
+    return wide.point(lambda value: value / 2 ** (bits - 8)).convert("L")
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -177,16 +176,14 @@ def inspect(item: str | np.ndarray, size: int | None,
     return None if size is None else to_array(center_crop(image, size)), fingerprint
 
 
-def inspect_all(items: Sequence, size: int | None, skip_broken: bool = False) -> list[tuple]:
+def inspect_all(items: Sequence, size: int | None, skip_broken: bool = False,
+                workers: int = 0) -> list[tuple]:
     """`inspect` for each item; if they are many, by worker processes and with a progress bar."""
-    look = partial(inspect, size=size, skip_broken=skip_broken)
-    if len(items) < 2000:
-        return [look(item) for item in items]
-    return process_map(look, items, max_workers=min(os.cpu_count() or 1, 16), chunksize=100,
-                       desc="reading images")
-
-
-def fingerprints(folders: Iterable[str | Path]) -> frozenset[bytes]:
-    """Of all images below these folders; InputError where one is not readable."""
-    found = [file for folder in folders for file in list_files(folder, SUFFIXES)]
-    return frozenset(fingerprint for _, fingerprint in inspect_all(found, None))
+    look = functools.partial(inspect, size=size, skip_broken=skip_broken)
+    if len(items) < 2000 or not workers:
+        return [look(item) for item in tqdm(items, "reading images", disable=len(items) < 2000)]
+    try:
+        return process_map(look, items, max_workers=workers, chunksize=100, desc="reading images")
+    except BrokenProcessPool:
+        raise InputError("a process that reads images was killed, most likely as the memory is "
+                         "full: lower --workers") from None

@@ -28,8 +28,9 @@ def describe_images(splits: Splits, out: Path, device: torch.device) -> None:
     print(f"{notes['removed_from_pool']} unlabelled images equal to validation or test images "
           f"removed, {len(notes['skipped_files'])} unreadable files skipped"
           + (f": {skipped}" if skipped else ""))
-    if twice := notes["labeled_and_held_out"]:
-        print(f"Warning: {twice} labelled images are validation or test images, too")
+    for one, other in ("labeled", "validation"), ("labeled", "test"), ("validation", "test"):
+        if twice := notes[f"{one}_and_{other}"]:
+            print(f"Warning: {twice} {other} images are {one} images, too")
     if not (out / "log.jsonl").exists():
         line = json.dumps({"name": "images", **sizes, **notes}) + "\n"
         files.write_atomically(out / "log.jsonl", lambda file: file.write(line.encode()))

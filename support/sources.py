@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision import datasets as sets
 
-from support import InputError, cli, datasets, devices, images, label_store
+from support import InputError, cli, datasets, devices, folders, images, label_store
 from support.images import ImageSet, Splits
 from support.label_store import PseudoLabels
 
@@ -46,29 +46,29 @@ class Source:
 # ---- Their images ----
 
 
-def read_folders(source: Source, image_size: int) -> Splits:
+def read_folders(source: Source, image_size: int, workers: int = 0) -> Splits:
     """Labelled, test and validation folders (<class>/<image>), and a pool of any nesting.
 
     Without `val` the labelled folder is split, and without `unlabeled` the pool is what
     `datasets.split` leaves of it, its labels kept, as research does. Broken files are left out of
     `unlabeled`, and an InputError elsewhere.
     """
-    labeled, pool = images.list_classes(source.labeled or source.train), None
-    test = images.list_classes(source.test, labeled.classes)
+    labeled, pool = folders.list_classes(source.labeled or source.train), None
+    test = folders.list_classes(source.test, labeled.classes)
     if source.val is None:
         labeled, pool, validation = datasets.split(
             labeled, source.labels_per_class, source.val_per_class)
     elif source.val_per_class is None:
-        validation = images.list_classes(source.val, labeled.classes)
+        validation = folders.list_classes(source.val, labeled.classes)
     else:
         raise InputError("--val and --val-per-class are both given; give one of the two")
     if source.unlabeled:
         pool = datasets.read_pool(source.unlabeled, labeled.classes)
-    return datasets.read_splits(Splits(labeled, pool, validation, test), image_size,
+    return datasets.read_splits(Splits(labeled, pool, validation, test), image_size, workers,
                                 skip_broken=bool(source.unlabeled))
 
 
-def read_published(source: Source, image_size: int, seed: int) -> Splits:
+def read_published(source: Source, image_size: int, seed: int, workers: int = 0) -> Splits:
     """A set of PUBLISHED, read from `root` by torchvision and downloaded to it where missing.
 
     The seed draws the labelled images (None: all others) and the validation images (None: a tenth)
@@ -87,7 +87,8 @@ def read_published(source: Source, image_size: int, seed: int) -> Splits:
                          "put it there or connect this machine to the network") from error
     if name == "imagenette":
         home = Path(root, f"imagenette2-{native}")
-        return read_folders(replace(source, train=home / "train", test=home / "val"), image_size)
+        source = replace(source, train=home / "train", test=home / "val")
+        return read_folders(source, image_size, workers)
     train, test, *extra = map(as_set, found)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
     labeled, pool, validation = datasets.split(
@@ -99,7 +100,7 @@ def read_published(source: Source, image_size: int, seed: int) -> Splits:
     if image_size > native and 2 * count * 3 * image_size**2 > memory:  # a list, and one tensor
         raise InputError(f"{name}: the memory is too small to enlarge {count:,} images to "
                          f"{image_size} pixels; leave out --image-size, or give {native}")
-    return datasets.read_splits(Splits(labeled, pool, validation, test), image_size)
+    return datasets.read_splits(Splits(labeled, pool, validation, test), image_size, workers)
 
 
 def as_set(dataset: object) -> ImageSet:
@@ -133,11 +134,11 @@ def plan_for(source: Source, plan: str | None) -> tuple[str, dict]:
     folder = source.labeled or source.train
     if plan or folder is None:
         return plan or "demo", {}
-    side = max(images.read_image(images.list_classes(folder).files[0]).size)
+    side = max(images.read_image(folders.list_classes(folder).files[0]).size)
     return ("cifar10", {"image_size": max(side, 32)}) if side <= 64 else ("own", {})
 
 
-def choose(source: Source, plan: str, image_size: int, seed: int) -> Splits:
+def choose(source: Source, plan: str, image_size: int, seed: int, workers: int = 0) -> Splits:
     """The images that the flags ask for; InputError for a flag that nothing would read."""
     given = {name: value for name, value in vars(source).items() if value != getattr(Source, name)}
     kind = next((name for name in READS if name in given), "demo")
@@ -150,11 +151,11 @@ def choose(source: Source, plan: str, image_size: int, seed: int) -> Splits:
     if kind == "labeled" and not (source.test and source.unlabeled):
         raise InputError("--labeled needs --unlabeled DIR and --test DIR")
     if kind in ("train", "labeled"):
-        return read_folders(source, image_size)
+        return read_folders(source, image_size, workers)
     if kind == "dataset":
         if devices.rank() > 0:
             devices.wait_for_all()  # one process downloads
-        splits = read_published(source, image_size, seed)
+        splits = read_published(source, image_size, seed, workers)
         if devices.rank() == 0:
             devices.wait_for_all()
         return splits
@@ -169,18 +170,20 @@ def choose(source: Source, plan: str, image_size: int, seed: int) -> Splits:
 # ---- By the flags of one training ----
 
 
-def read_training(flags, image_size: int) -> tuple[ImageSet, ImageSet | None, PseudoLabels | None]:
+def read_training(flags, image_size: int,
+                  workers: int = 0) -> tuple[ImageSet, ImageSet | None, PseudoLabels | None]:
     """(labelled, validation, pseudo-labelled) images by the flags of train.py."""
     if (flags.unlabeled is None) != (flags.pseudo_label_dir is None):
         raise InputError("--unlabeled and --pseudo-label-dir go together: give both or none")
-    if flags.val and Path(flags.val).resolve() == Path(flags.labeled).resolve():
-        raise InputError(f"--val {flags.val}: these are the labelled images; give others")
-    labeled = datasets.read_folder(flags.labeled, image_size)
-    validation = datasets.read_folder(flags.val, image_size, labeled.classes) if flags.val else None
+    labeled, validation = datasets.read_folder(flags.labeled, image_size, workers=workers), None
+    if flags.val:
+        validation = datasets.read_folder(flags.val, image_size, labeled.classes, workers)
+        if twice := datasets.shared(labeled, validation, ("labelled", "validation")):
+            images.say_once(f"Warning: {twice} validation images are labelled images, too")
     if not flags.unlabeled:
         return labeled, validation, None
     pool = datasets.read_pool(flags.unlabeled, labeled.classes)
     pseudo = label_store.read(flags.pseudo_label_dir, pool,
                               flags.pseudo_labels and {"kind": flags.pseudo_labels})
-    chosen = datasets.into_memory(pseudo.images, image_size)
+    chosen = datasets.into_memory(pseudo.images, image_size, workers)
     return labeled, validation, replace(pseudo, images=chosen)

@@ -76,7 +76,9 @@ def require_same_model(path: str | Path, found, config, classes: tuple[str, ...]
 
 
 def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Copy a state dict into another, or raise InputError if a name or a shape does not fit."""
+    """Copy a state dict into another, or raise InputError if a name or a shape does not fit, or a
+    weight is not a finite number.
+    """
     problems = [f"{key} is missing" for key in own.keys() - found.keys()]
     problems += [f"{key} is unknown" for key in found.keys() - own.keys()]
     problems += [
@@ -86,6 +88,8 @@ def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
     if problems:
         raise InputError(f"the weights do not fit the model in {len(problems)} places: "
                          + "; ".join(sorted(problems)[:4]))
+    if broken := [key for key in own if not found[key].isfinite().all()]:
+        raise InputError(f"{broken[0]} is not finite: the training that made it has diverged")
     for key, value in own.items():
         value.copy_(found[key])
 

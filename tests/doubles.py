@@ -84,7 +84,7 @@ def planned(*flags):
         found.append(real(*given))
         return found[0]
 
-    def stop(source, plan, image_size, seed):
+    def stop(source, plan, image_size, seed, workers):
         found.extend([plan, image_size])
         raise InputError("far enough")
 

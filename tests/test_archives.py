@@ -324,8 +324,9 @@ def test_a_batch_holds_as_many_whole_sequences_as_its_size_allows(tmp_path):
     for name, frames in (("tilt", 31), ("translate", 16)):
         pixels = np.arange(5, dtype=np.uint8).repeat(frames * 32 * 32 * 3)
         np.save(tmp_path / f"{name}.npy", pixels.reshape(5, frames, 32, 32, 3))
+    network = Checkpoint("0.25x0.34", 32, tuple(CLASSES), {"classifier.bias": torch.zeros(10)}, 0)
     source = archives.TestSet("cifar10-p", str(tmp_path), "", batch_size=70)
-    source = source.fit(tuple(CLASSES), 32, workers=0)
+    source = source.fit(network, eval_robust.Flags("cifar.pt"), workers=0)
     for name, sizes in (("tilt", [62, 62, 31]), ("translate", [64, 16])):
         batches, labels = zip(*source.read(name), strict=True)
         assert [len(batch) for batch in batches] == sizes == [len(truth) for truth in labels]
@@ -420,10 +421,12 @@ def test_a_place_that_cannot_hold_results_is_named(evaluate, tmp_path):
         assert status == 2 and str(out.parent) in message[0] and "another" in message[0]
 
 
-@pytest.mark.parametrize("flag", ["--steps", "--batch-size", "--image-size"])
-def test_numbers_below_one_are_refused(evaluate, tmp_path, flag):
+@pytest.mark.parametrize(("flag", "wanted"), [("--steps", "1 or more"),
+                                              ("--batch-size", "1 or more"),
+                                              ("--image-size", "1 to 10,000")])
+def test_numbers_below_one_are_refused(evaluate, tmp_path, flag, wanted):
     status, _, message = evaluate("pgd", tmp_path, flag, 0)
-    assert status == 2 and f"{flag} 0: give 1 or more" in message[0]
+    assert status == 2 and f"{flag} 0: give {wanted}" in message[0]
 
 
 def test_checkpoints_that_do_not_fit(evaluate, checkpoints, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from noise_images import images_of, noise, write_classes
 from PIL import Image
 
-from support import InputError, datasets, images, sources
+from support import InputError, datasets, folders, images, sources
 from support.images import NO_CLASS, UNKNOWN
 from support.sources import Source
 
@@ -250,7 +250,7 @@ def test_same_bytes_in_another_shape_are_another_image(own, tmp_path):
 def test_labeled_images_that_are_held_out_are_counted_and_all_of_them_are_an_error(own, tmp_path):
     first, second = (tmp_path / "test" / name for name in ("cat/0000.png", "dog/0000.png"))
     (own["labeled"] / "cat" / "0001.png").write_bytes(first.read_bytes())
-    assert read(**own).notes["labeled_and_held_out"] == 1
+    assert read(**own).notes["labeled_and_test"] == 1
     (own["labeled"] / "dog" / "0001.png").write_bytes(second.read_bytes())
     with pytest.raises(InputError, match="every test image is also a labelled one"):
         read(**own)
@@ -307,7 +307,7 @@ def test_a_labeled_folder_is_read_on_its_own(own):
 def test_a_pool_on_its_own_is_a_list_of_files_that_nobody_has_opened(own, monkeypatch):
     monkeypatch.setattr(images, "read_image", None)
     pool = datasets.read_pool(own["unlabeled"], ("cat", "dog"))
-    assert pool.files == tuple(images.list_files(own["unlabeled"]))
+    assert pool.files == tuple(folders.list_files(own["unlabeled"]))
     assert pool.labels.tolist() == [UNKNOWN] * 4 and pool.classes == ("cat", "dog")
 
 

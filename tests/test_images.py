@@ -8,7 +8,7 @@ import torch
 from noise_images import in_memory, noise, write_classes, write_files
 from PIL import Image
 
-from support import InputError, images
+from support import InputError, folders, images
 
 # ---- Sets ----
 
@@ -49,19 +49,19 @@ def test_a_pool_of_links_hidden_names_and_circles_is_listed_once_and_in_order(tm
     noise(501).save(pool / ".hidden" / "a.png")
     (pool / "notes.txt").write_text("not an image")
     found = ["a/0000.png", "b/0000.png", "link/a.png", "notes.txt"]
-    assert images.list_files(pool) == [str(pool / name) for name in found]
-    assert images.list_files(pool, images.SUFFIXES) == [str(pool / name) for name in found[:3]]
+    assert folders.list_files(pool) == [str(pool / name) for name in found]
+    assert folders.list_images(pool) == [str(pool / name) for name in found[:3]]
 
 
 def test_held_out_folders_may_hold_other_files_too(tmp_path):
     held_out = write_classes(tmp_path / "test", ["cat", "dog"], 1, first_seed=100)
     (held_out / "cat" / "notes.txt").write_text("of the cats")
-    assert len(images.fingerprints([held_out])) == 2
+    assert len(folders.fingerprints([held_out])) == 2
 
 
 def test_names_that_are_not_text_can_be_shown():
     shown = images.first_names(["a.png", "b\udcff.png", "c.png", "d.png"])
-    assert shown == "a.png, b\\udcff.png, c.png, ..."
+    assert shown == "a.png, b\\udcff.png, c.png, ... (4 in all)"
     assert images.first_names(["a.png"]) == "a.png"
 
 
@@ -154,4 +154,4 @@ def test_an_unreadable_file_among_the_held_out_images_is_named(tmp_path):
     held_out = write_classes(tmp_path / "test", ["cat", "dog"], 1)
     Path(held_out, "dog", "broken.png").write_bytes(b"")
     with pytest.raises(InputError, match="dog/broken.png: not a readable image"):
-        images.fingerprints([held_out])
+        folders.fingerprints([held_out])

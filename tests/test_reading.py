@@ -10,7 +10,7 @@ from noise_images import in_memory, write_classes, write_files
 from PIL import Image
 from torch import nn
 
-from support import InputError, datasets, devices, images, reading
+from support import InputError, datasets, devices, folders, images, reading
 
 BATCHES = (torch.tensor([0, 1, 0]), torch.tensor([5, 2]), torch.tensor([0, 1, 0]))
 
@@ -92,11 +92,11 @@ def test_broken_files_and_held_out_images_show_when_the_pool_is_opened(tmp_path,
     own = write_classes(tmp_path / "pool", ["2019/summer", "2020"], 2, first_seed=200)
     held_out = write_classes(tmp_path / "test", ["cat", "dog"], 1, first_seed=100) / "cat"
     copy = own / "copy.bmp"  # the same pixels in another format
-    Image.open(images.list_files(held_out)[0]).save(copy)
+    Image.open(folders.list_files(held_out)[0]).save(copy)
     (own / "notes.txt").write_text("not an image")
     pool = datasets.read_pool(own, ("cat", "dog"))
     batches = reading.clean(pool, torch.arange(6).split(4), 8, workers,
-                            images.fingerprints([held_out]))
+                            folders.fingerprints([held_out]))
     pixels, usable = (torch.cat(part) for part in zip(*batches, strict=True))
     left_out = {file for file, good in zip(pool.files, usable, strict=True) if not good}
     assert left_out == {str(copy), str(own / "notes.txt")}

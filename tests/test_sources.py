@@ -72,7 +72,7 @@ def test_a_published_set_is_read_with_what_the_flags_say(monkeypatch):
     monkeypatch.setattr(sources, "read_published", lambda *given: called.append(given) or "splits")
     source = Source(dataset="svhn", labels_per_class=9, root="elsewhere")
     assert sources.choose(source, "cifar10", 32, 7) == "splits"
-    assert called == [(source, 32, 7)]
+    assert called == [(source, 32, 7, 0)]
 
 
 @pytest.mark.parametrize(("flags", "expected"), [
@@ -263,7 +263,7 @@ def test_a_pool_and_its_pseudo_labels_come_together(changes, expected, own):
 
 
 def test_labeled_images_are_not_validation_images_too(own):
-    with pytest.raises(InputError, match="^--val .*: these are the labelled images"):
+    with pytest.raises(InputError, match="every validation image is also a labelled one"):
         sources.read_training(training_flags(own, val=own.labeled + "/../labeled/"), 8)
 
 

@@ -1,0 +1,91 @@
+"""Folders of images: which files in them are images, and of which classes."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from support import InputError
+from support.images import FORMATS, SUFFIXES, ImageSet, first_names, inspect_all, say_once
+
+# Folders of thumbnails and of deleted files, which systems put between a user's.
+SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+
+
+def _hidden(name: str) -> bool:
+    return name[0] == "." or name in SYSTEM_FOLDERS
+
+
+def list_files(folder: str | Path) -> list[str]:
+    """Every file below `folder` at any depth, sorted.
+
+    Links are followed, hidden names and SYSTEM_FOLDERS are not. InputError if a folder cannot be
+    listed.
+    """
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check the path")
+
+    found, visited = [], set()
+    for directory, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
+        new = os.path.realpath(directory) not in visited  # links may lead round in a circle
+        visited.add(os.path.realpath(directory))
+        subfolders[:] = sorted(name for name in subfolders if new and not _hidden(name))
+        found += [os.path.join(directory, name) for name in names if new and not _hidden(name)]
+    return sorted(found)
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """The images below `folder`: files that are named or that open as one; the others are said."""
+    def is_image(file: str) -> bool:
+        if file.lower().endswith(SUFFIXES):
+            return True  # or it is a broken one
+        with contextlib.suppress(Exception), Image.open(file, formats=FORMATS):
+            return os.path.isfile(file)
+        return False
+
+    found = list_files(folder)
+    images = [file for file in found if is_image(file)]
+    if others := sorted(set(found) - set(images)):
+        say_once(f"{folder}: {len(others)} files left out that are no images: "
+                 + first_names(others))
+    return images
+
+
+def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
+    """The images of `folder`/<class>/, still files; classes and files sorted by name.
+
+    InputError if there are none, or if the classes are not the `expected` ones.
+    """
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder}: no such folder; expected {folder}/<class>/<images>")
+    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not _hidden(e.name))
+    if not names:
+        raise InputError(f"{folder}: no class folders; expected {folder}/<class>/<images>")
+    if not expected and len(names) == 1:
+        raise InputError(f"{folder}: only one class folder, {names[0]}; give the folder that holds "
+                         "the class folders, two or more")
+    if expected and set(names) != set(expected):
+        missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
+        raise InputError(f"{folder}: not the classes of the labelled folder; add "
+                         f"{first_names(missing) or 'none'} and remove "
+                         f"{first_names(extra) or 'none'}")
+    files, labels = [], []
+    for label, name in enumerate(names):
+        files += (found := list_images(Path(folder, name)))
+        labels += [label] * len(found)
+        if not found:
+            raise InputError(f"{Path(folder, name)}: a class without images; add some or remove it")
+    return ImageSet(torch.tensor(labels), tuple(names), files=tuple(files))
+
+
+def fingerprints(folders: Iterable[str | Path], workers: int = 0) -> frozenset[bytes]:
+    """Of all images below these folders; InputError where one is not readable, or there is none."""
+    found = []
+    for folder in folders:
+        found += (images := list_images(folder))
+        if not images:
+            raise InputError(f"{folder}: no images in it; check the path")
+    return frozenset(fingerprint for _, fingerprint in inspect_all(found, None, workers=workers))

@@ -1,0 +1,160 @@
+"""Images as people have them are read rightly, and by every command that reads images."""
+
+import json
+
+import numpy as np
+import pytest
+from odd_images import write_odd_images
+from PIL import EpsImagePlugin, Image
+
+import eval_robust
+import iterate
+import pseudo_label
+import train
+from results import draw_operations
+from support import InputError, cli, folders, images
+
+KINDS = 15
+
+
+def test_every_kind_is_read_as_it_should_be_seen(tmp_path):
+    expected = write_odd_images(tmp_path)
+    assert len(expected) == KINDS
+    for name, image in expected.items():
+        found = images.read_image(str(tmp_path / name))
+        assert (found.mode, found.size) == ("RGB", image.size), name
+        difference = np.abs(np.asarray(found).astype(int) - np.asarray(image))
+        assert difference.mean() < 4, name  # a lossy format's; a lost disc has 60 and more
+        if name.endswith(("png", "gif", "tif")):
+            assert difference.max() == 0, name
+
+
+def test_every_kind_is_an_image_of_a_folder(tmp_path):
+    expected = write_odd_images(tmp_path)
+    assert len(folders.list_images(tmp_path)) == len(expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_by_its_orientation_unless_a_protocol_says_otherwise(
+        tmp_path, orientation):
+    upright = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright.save(tmp_path / "a.png", exif=exif)
+    # The eight symmetries of the square, by what the standard says of rows and columns.
+    pixels = np.asarray(upright)
+    expected = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1],
+                5: pixels.swapaxes(0, 1), 6: np.rot90(pixels, -1),
+                7: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90(pixels)}[orientation]
+    file = str(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(images.read_image(file)), expected)
+    assert np.array_equal(np.asarray(images.read_image(file, upright=False)), pixels)
+
+
+def test_only_raster_formats_are_opened_whatever_a_file_is_called(tmp_path, monkeypatch):
+    def start(*_, **__):
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", start)
+    Image.new("RGB", (8, 8)).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "photo.jpg")
+    with pytest.raises(InputError, match="photo.jpg: not a readable image"):
+        images.read_image(str(tmp_path / "photo.jpg"))
+
+
+def test_an_image_over_the_limit_names_the_flag_that_raises_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="a.png: more pixels than --megapixels allows"):
+        images.read_image(str(tmp_path / "a.png"))
+
+
+# ---- Every command ----
+
+
+SMALL = ["--device", "cpu", "--workers", "0", "--batch-size", "8", "--epochs", "1"]
+
+
+@pytest.fixture
+def sets(tmp_path, monkeypatch):
+    """Folders of odd images alone, different ones in each."""
+    monkeypatch.chdir(tmp_path)
+    images.say_once.cache_clear()
+    for number, part in enumerate(("labeled", "val", "test")):
+        for label in ("a", "b"):
+            write_odd_images(tmp_path / part / label, 100 * number + ord(label))
+    write_odd_images(tmp_path / "pool", 1000)
+    return tmp_path
+
+
+def run(script, *arguments):
+    return cli.run(script.main, [*map(str, arguments)])
+
+
+def test_all_commands_read_all_of_them(sets, capsys):
+    assert run(train, "--labeled", "labeled", "--val", "val", "--arch", "0.25x0.34", *SMALL,
+               "--out", "teacher.pt") == 0
+    assert run(pseudo_label, "--teacher", "teacher.pt", "--unlabeled", "pool", "--held-out", "val",
+               "test", "--threshold", "0", "--out", "labels", "--device", "cpu") == 0
+    assert json.loads((sets / "labels" / "labels.json").read_text())["counts"]["pool"] == KINDS
+    assert run(train, "--labeled", "labeled", "--unlabeled", "pool", "--pseudo-label-dir", "labels",
+               "--arch", "0.25x0.34", *SMALL, "--out", "student.pt") == 0
+    assert run(eval_robust, "--checkpoint", "student.pt", "--suite", "imagenet", "--data-dir",
+               "test", "--out", "test.json", "--device", "cpu") == 0
+    assert json.loads((sets / "test.json").read_text())["parts"]["all"]["images"] == 2 * KINDS
+    assert run(iterate, "--labeled", "labeled", "--val", "val", "--test", "test", "--unlabeled",
+               "pool", "--arch", "0.25x0.34", *SMALL, "--threshold", "0", "--out", "run") == 0
+    said = capsys.readouterr().out
+    assert f"{2 * KINDS} labeled, {KINDS} unlabeled, {2 * KINDS} validation, {2 * KINDS} test" in said
+    assert "0 unreadable files skipped" in said and "left out" not in said
+
+
+@pytest.mark.parametrize("name", ["phone.jpg", "la.png", "photo.avif", "no suffix"])
+def test_operations_are_drawn_on_any_of_them(sets, name):
+    assert run(draw_operations, "--image", f"pool/{name}", "--out", "drawn.png") == 0
+    assert (sets / "drawn.png").exists()
+
+
+def test_files_that_are_no_images_are_counted_and_named_by_every_command(sets, capsys):
+    for part in ("labeled", "val", "test"):
+        (sets / part / "a" / f"notes of {part}.txt").write_text("not an image")
+    (sets / "pool" / "notes of pool.txt").write_text("not an image")
+    assert run(train, "--labeled", "labeled", "--val", "val", "--arch", "0.25x0.34", *SMALL,
+               "--out", "teacher.pt") == 0
+    said = capsys.readouterr().out
+    assert "1 files left out that are no images: labeled/a/notes of labeled.txt" in said
+    assert "1 files left out that are no images: val/a/notes of val.txt" in said
+    assert run(pseudo_label, "--teacher", "teacher.pt", "--unlabeled", "pool", "--held-out", "test",
+               "--threshold", "0", "--out", "labels", "--device", "cpu") == 0
+    said = capsys.readouterr().out
+    assert "no images: test/a/notes of test.txt" in said and "notes of pool.txt" in said
+
+
+def test_a_held_out_folder_without_images_is_an_error(sets, capsys):
+    run(train, "--labeled", "labeled", "--arch", "0.25x0.34", *SMALL, "--out", "teacher.pt")
+    (sets / "empty").mkdir()
+    assert run(pseudo_label, "--teacher", "teacher.pt", "--unlabeled", "pool", "--held-out",
+               "empty", "--out", "labels", "--device", "cpu") == 2
+    assert "empty: no images in it" in capsys.readouterr().err
+    assert not (sets / "labels").exists()
+
+
+def test_held_out_images_of_any_name_leave_the_pool(sets):
+    run(train, "--labeled", "labeled", "--arch", "0.25x0.34", *SMALL, "--out", "teacher.pt")
+    for number, file in enumerate(sorted((sets / "test" / "a").iterdir())):
+        (sets / "pool" / f"copy {number}").write_bytes(file.read_bytes())
+    assert run(pseudo_label, "--teacher", "teacher.pt", "--unlabeled", "pool", "--held-out", "test",
+               "--threshold", "0", "--out", "labels", "--device", "cpu") == 0
+    counts = json.loads((sets / "labels" / "labels.json").read_text())["counts"]
+    assert counts["pool"] == KINDS and counts["left_out"] == KINDS
+
+
+@pytest.mark.parametrize("system", ["@eaDir", "__MACOSX", ".thumbnails"])
+def test_thumbnails_of_the_system_are_no_images_and_no_classes(tmp_path, system):
+    for folder in (tmp_path, tmp_path / "a", tmp_path / "b"):
+        write_odd_images(folder / system)
+    write_odd_images(tmp_path / "a", 1)
+    write_odd_images(tmp_path / "b", 2)
+    found = folders.list_classes(tmp_path)
+    assert found.classes == ("a", "b") and len(found) == 2 * KINDS
+    assert len(folders.list_files(tmp_path)) == 2 * KINDS
