@@ -374,6 +374,8 @@ def augment_imagenet(images: Tensor, rand_augment: RandAugment, chance: batches.
 def random_resized_crop(image: Image.Image, size: int,
                         generator: Generator | None = None) -> Image.Image:
     """A random part, 8-100 % of the area, ratio 3/4-4/3 (log-uniform), bicubic to size x size."""
+    # authors: TensorFlow's sampler, mean area 38.9 % of 500x375; here: torchvision's, 43.5 %.
+    # authors: bicubic that skips pixels when it shrinks; here: antialiased, as in PIL.
     width, height = image.size
     for _ in range(10):
         share, exponent = torch.rand(2, generator=generator).tolist()
@@ -391,6 +393,7 @@ def normalize(images: Tensor) -> Tensor:
     """(images / 255 - mean) / std with ImageNet's statistics: (N, 3, H, W), uint8 or float in
     0..255, to float32; differentiable for float images.
     """
+    # authors: SVHN by its own mean and deviation; here: every set by ImageNet's.
     statistics = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]
     mean, std = torch.tensor(statistics, device=images.device).view(2, 1, 3, 1, 1)
     return (images - 255 * mean) / (255 * std)

@@ -47,7 +47,7 @@ from support.kernels import average, conv_norm, conv_norm_swish, padded_conv, re
 from support.weights import copy_weights, imitate, our_names, read_checkpoint
 
 # Compound scaling of b0: two factors, the resolution trained at (pixels), the head's dropout.
-# b0 to b7 as EfficientNet's authors released them; l0 to l2 from the paper's table 8.
+# b0 to b7 as EfficientNet's authors released them; l0 to l2 from table 8, in the arXiv version.
 Scaling = namedtuple("Scaling", "width depth resolution dropout")
 SCALING = {
     "b0": Scaling(1.0, 1.0, 224, 0.2),
@@ -75,6 +75,7 @@ STAGES = (
 )
 NORM_EPSILON = 1e-3
 # TensorFlow calls this momentum 0.99: the share of the old average that is kept.
+# authors: a running variance divided by the count; here: by one less, as PyTorch has it.
 BatchNorm = partial(nn.BatchNorm2d, eps=NORM_EPSILON, momentum=0.01)
 
 

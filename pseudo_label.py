@@ -108,6 +108,7 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     wanted = per_class if balance else len(confidence)
 
     # Each class's positions in the pool over the threshold, most confident first, at most `wanted`.
+    # authors: over a bin's edge of a histogram, and a coin for the last copies; here: exact.
     random, chosen = np.random.default_rng(seed), [np.zeros(0, np.int64)]
     for positions in ranked(confidence, label, num_classes, threshold, wanted):
         if balance and len(positions):
@@ -170,6 +171,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
         return predict_part(pool, part, 1, held_out=held_out).max(dim=1)
 
     def second_pass(part: range) -> tuple[Tensor, Tensor]:
+        # authors: float32; here: float16, where a peaked row's entries below 6e-8 become 0.
         probabilities = predict_part(selected, part, 2)
         targets = make_targets(probabilities, how.kind, how.temperature)
         return targets.half(), probabilities.argmax(dim=1)

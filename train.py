@@ -117,6 +117,7 @@ def recipe(arch: str) -> TrainConfig:
     Not published: 14 unlabelled images for each labelled one with l0 and l1 (here as with L2), and
     anything for WIDTHxDEPTH, which gets B7's settings at its own resolution.
     """
+    # paper: gives the epochs of students; here: their teachers have as many.
     width, depth, resolution, dropout = model.scaling(arch)
     magnitude, long = MAGNITUDES.get(arch, 27), arch in ("b0", "b1", "b2", "b3", "b4")
     return TrainConfig(
@@ -326,6 +327,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
             run.log(step, epoch=round(step / config.steps_per_epoch, 3), learning_rate=rate,
                     **batches.describe(results))
         if run.due("evaluate", step):
+            # authors: the last average; here: the one that is best on validation images.
             accuracy = None
             if validation is not None:
                 accuracy = top1(average.network, validation, config.image_size, machine)

@@ -43,6 +43,8 @@ def _warp(x: Tensor, matrix: Tensor | tuple = ((1, 0, 0), (0, 1, 0)),
 
 def _zoom(x: Tensor, factor: float) -> Tensor:
     """Magnify around the centre, linear between pixels."""
+    # authors: a crop of whole pixels, so that zoom blur changes a 32x32 image more (8.6 grey levels
+    # on the mean at severity 1 against 4.8); here: exact, on every size of image.
     return _warp(x, ((1 / factor, 0, 0), (0, 1 / factor, 0)))
 
 

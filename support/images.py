@@ -145,7 +145,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
     # authors: cut out size / (size + 32) of the short side; here: not up to 64 pixels, where two
-    # thirds or less would remain.
+    # thirds or less would remain. And bicubic is antialiased here, as in PIL.
     side = min(image.size)
     if size > 64:
         side = int(side * size / (size + 32))
