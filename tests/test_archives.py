@@ -5,16 +5,19 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 import eval_robust
 from model import Checkpoint, efficientnet
-from support import archives, cli
+from support import archives, cli, images
 from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE, IMAGENET
+from support.images import to_array
 from train import TrainConfig
 
 ARCH = "0.2x0.2"
@@ -351,6 +354,66 @@ def folder_of_ten(root, checkpoints, wrong=()):
 def test_epsilon_of_a_suite_without_attacks_is_refused(evaluate, checkpoints, tmp_path):
     status, _, message = evaluate("imagenet", tmp_path, "--epsilon", 4)
     assert status == 2 and "--epsilon is not for --suite imagenet" in message[0]
+
+
+@pytest.mark.parametrize("flags", [("--steps", 3), ("--step-size", 2), ("--random-start",),
+                                   ("--targeted",)])
+def test_flags_of_pgd_are_refused_elsewhere(evaluate, tmp_path, flags):
+    status, results, message = evaluate("fgsm", tmp_path, *flags)
+    assert status == 2 and results is None and f"{flags[0]} is not for --suite fgsm" in message[0]
+
+
+def test_an_architecture_is_refused_for_a_checkpoint_that_names_its_own(evaluate, tmp_path):
+    status, results, message = evaluate("fgsm", tmp_path, "--arch", "b7")
+    assert status == 2 and results is None and "--arch b7: " in message[0]
+    assert f"is a {ARCH} and says so itself" in message[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("file", ["cifar.pt", "imagenet.pth"])
+def test_weights_that_are_not_finite_are_not_measured(evaluate, checkpoints, tmp_path, file, value):
+    contents = torch.load(checkpoints / file, weights_only=True)
+    contents.get("model", contents)["head.weight"][3, 0, 0, 0] = value
+    torch.save(contents, tmp_path / file)
+    status, results, message = evaluate("imagenet", tmp_path, "--checkpoint", tmp_path / file)
+    assert status == 2 and results is None and "head.weight is not finite" in message[0]
+
+
+@pytest.mark.parametrize("suite", ["imagenet", "fgsm", "pgd", "imagenet-a"])
+def test_released_weights_of_other_classes_than_imagenets_are_refused(evaluate, tmp_path, suite):
+    torch.save(efficientnet(ARCH, 10).state_dict(), tmp_path / "ten.pth")
+    status, results, message = evaluate(suite, tmp_path, "--checkpoint", tmp_path / "ten.pth")
+    assert status == 2 and results is None and "released weights of 10 classes" in message[0]
+
+
+def test_a_test_set_that_lacks_classes_says_so(evaluate, tmp_path):
+    root, said = tmp_path / "test", []
+    for number, name in enumerate(CLASSES[2:]):
+        save_image(root / name / "1.png", (32, 32), number)
+    with mock.patch.object(images, "say_once", said.append):
+        assert evaluate("fgsm", root, "--epsilon", 0)[0] == 0
+    assert said == [f"Warning: {root} has no images of 2 of 10 classes: airplane, automobile"]
+
+
+@pytest.mark.parametrize("suite", ["imagenet", "imagenet-a"])
+def test_imagenet_is_not_turned_as_exif_says_but_own_images_are(
+        evaluate, stingray, checkpoints, tmp_path, suite):
+    """Torchvision's loader of folders, which the protocols use, does not turn images."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "i" / WNIDS[0] / "1.png"
+    save_image(file, (40, 40))
+    with Image.open(file) as image:
+        image.save(file, exif=exif)
+    expected = np.asarray(datasets.folder.default_loader(str(file)))
+    found = []
+    with mock.patch.object(images, "to_array", lambda view: found.append(view) or to_array(view)):
+        evaluate(suite, tmp_path / "i", *stingray, "--image-size", 40)
+    assert np.array_equal(found[0], expected)
+    file.parent.rename(tmp_path / "i" / CLASSES[0])
+    with mock.patch.object(images, "to_array", lambda view: found.append(view) or to_array(view)):
+        evaluate("fgsm", tmp_path / "i", "--image-size", 40)
+    assert np.array_equal(found[1], np.rot90(expected, -1))
 
 
 def test_fgsm_over_a_range_of_epsilon(evaluate, checkpoints, tmp_path):

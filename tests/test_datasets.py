@@ -256,6 +256,71 @@ def test_labeled_images_that_are_held_out_are_counted_and_all_of_them_are_an_err
         read(**own)
 
 
+def copy_all(source, target):
+    for number, file in enumerate(sorted(source.rglob("*.png"))):
+        copy = target / file.parent.name / f"copy {number}.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+
+
+@pytest.mark.parametrize("same", ["the folder", "a copy", "a part"])
+def test_validation_images_that_are_the_test_images_are_an_error(own, tmp_path, same):
+    own["val"] = own["test"]
+    if same != "the folder":
+        own["val"] = tmp_path / "val"
+        copy_all(own["test"], own["val"])
+    if same == "a part":  # every validation image is a test image, but not the other way round
+        noise(600).save(own["test"] / "cat" / "more.png")
+    with pytest.raises(InputError, match="every (test|validation) image is also a"):
+        read(**own)
+
+
+def test_validation_images_that_are_test_images_too_are_counted(own, tmp_path):
+    own["val"] = write_classes(tmp_path / "val", ["cat", "dog"], 2, first_seed=300)
+    (own["val"] / "cat" / "copy.png").write_bytes((own["test"] / "cat/0000.png").read_bytes())
+    notes = read(**own).notes
+    assert (notes["validation_and_test"], notes["labeled_and_test"]) == (1, 0)
+    (own["val"] / "dog" / "copy.png").write_bytes((own["labeled"] / "cat/0000.png").read_bytes())
+    assert read(**own).notes["labeled_and_validation"] == 1
+
+
+@pytest.mark.parametrize("image_size", [8, 80])  # in memory, and as files
+@pytest.mark.parametrize("part", ["labeled", "test", "unlabeled"])
+def test_sets_are_known_by_their_contents_not_by_the_names_of_their_files(own, part, image_size):
+    before = images.digest(getattr(read(image_size, **own), part))
+    file = sorted(own[part].rglob("*.png"))[0]
+    pixels = np.asarray(Image.open(file)).copy()
+    pixels[0, 0] ^= 255
+    Image.fromarray(pixels).save(file)
+    assert images.digest(getattr(read(image_size, **own), part)) != before
+    pixels[0, 0] ^= 255
+    Image.fromarray(pixels).save(file, compress_level=0)  # other bytes, the same image
+    own[part].rename(own[part].with_name("elsewhere"))
+    moved = own | {part: own[part].with_name("elsewhere")}
+    assert images.digest(getattr(read(image_size, **moved), part)) == before
+
+
+def test_a_pool_that_nobody_has_opened_is_known_by_names_and_sizes(own):
+    pool = datasets.read_pool(own["unlabeled"], ("cat", "dog"))
+    before = images.digest(pool)
+    with open(pool.files[0], "ab") as file:
+        file.write(b"more")
+    assert images.digest(pool) != before
+
+
+def test_a_class_of_one_image_cannot_be_split_and_val_is_suggested(own):
+    for file in sorted((own["labeled"] / "cat").iterdir())[1:]:
+        file.unlink()
+    with pytest.raises(InputError, match="class cat: a single image .*--val"):
+        read(**own)
+
+
+def test_a_thousand_missing_classes_are_a_short_message(own):
+    with pytest.raises(InputError) as error:
+        datasets.read_folder(own["labeled"], 8, tuple(f"class {n}" for n in range(1200)))
+    assert len(str(error.value)) < 400 and "1,200 in all" in str(error.value)
+
+
 def test_copies_of_labeled_images_may_stay_in_the_pool(own, tmp_path):
     noise(0).save(own["unlabeled"] / "copy.png")  # equals labeled/cat/0000.png
     assert len(read(**own).unlabeled) == 5
