@@ -1,5 +1,7 @@
 """Sets of images: files are found, decoded, cropped and recognised."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -134,12 +136,39 @@ def test_a_fingerprint_is_of_pixels_and_shape_not_of_name_and_format(tmp_path):
     assert len({first, other, wide}) == 3
 
 
+def killed(item, size, skip_broken):
+    if item == "the last straw":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return None, b"\0" * 16
+
+
+def test_a_killed_process_that_reads_images_is_one_line_and_no_hang(monkeypatch):
+    monkeypatch.setattr(images, "inspect", killed)
+    items = ["a file"] * 2500 + ["the last straw"]
+    with pytest.raises(InputError, match="was killed, .*memory.*--workers"):
+        images.inspect_all(items, None, workers=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_as_many_processes_read_many_files_as_there_are_workers(monkeypatch, workers):
+    started = []
+
+    def process_map(function, items, max_workers, **_):
+        started.append(max_workers)
+        return [function(item) for item in items]
+
+    monkeypatch.setattr(images, "process_map", process_map)
+    monkeypatch.setattr(images, "inspect", killed)
+    assert len(images.inspect_all(["a file"] * 2000, None, workers=workers)) == 2000
+    assert started == ([workers] if workers else [])
+
+
 def test_many_files_are_read_by_worker_processes_with_the_same_result(tmp_path):
     files = [str(tmp_path / f"{i}.png") for i in range(50)]
     for i, file in enumerate(files[:-1]):
         noise(i).save(file)
     one_by_one = images.inspect_all(files, 8, skip_broken=True)
-    parallel = images.inspect_all(files * 40, 8, skip_broken=True)
+    parallel = images.inspect_all(files * 40, 8, skip_broken=True, workers=2)
     assert len(parallel) == 2000
     for i in (0, 7, 48, 49):
         for j in (i, i + 50 * 39):
@@ -147,7 +176,7 @@ def test_many_files_are_read_by_worker_processes_with_the_same_result(tmp_path):
             assert one_by_one[i][1] == parallel[j][1]
     assert parallel[49] == (None, b"")
     with pytest.raises(InputError, match="49.png: not a readable image"):
-        images.inspect_all(files * 40, 8)
+        images.inspect_all(files * 40, 8, workers=2)
 
 
 def test_an_unreadable_file_among_the_held_out_images_is_named(tmp_path):

@@ -6,6 +6,7 @@ What a run does with its files is in test_runs.py.
 import dataclasses
 import functools
 import math
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -407,6 +408,40 @@ def test_the_larger_resolution_is_read_from_the_files(splits, tmp_path):
 
 
 # ---- Command line ----
+
+
+@pytest.mark.parametrize("part", ["labeled", "val"])
+def test_changed_images_under_the_same_names_do_not_keep_the_old_checkpoint(
+        part, splits, tmp_path, capsys):
+    """Above 64 pixels the images stay files, and the same command finds other ones there."""
+    write_images(splits.labeled, tmp_path / "labeled")
+    write_images(splits.validation, tmp_path / "val")
+    arguments = ["--labeled", str(tmp_path / "labeled"), "--val", str(tmp_path / "val"), "--arch",
+                 "0.25x0.34", "--image-size", "72", "--batch-size", "8", "--epochs", "1",
+                 "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "a.pt")]
+    assert cli.run(train.main, arguments) == 0
+    assert cli.run(train.main, arguments) == 0  # finished already
+    (tmp_path / part / "0" / "0.png").write_bytes((tmp_path / part / "1" / "2.png").read_bytes())
+    assert cli.run(train.main, arguments) == 2
+    assert "other settings (" in capsys.readouterr().err
+
+
+def test_validation_images_that_are_labeled_images_are_counted_or_refused(
+        splits, tmp_path, capsys):
+    write_images(splits.labeled, tmp_path / "labeled")
+    write_images(splits.validation, tmp_path / "val")
+    (tmp_path / "val" / "0" / "copy.png").write_bytes(
+        (tmp_path / "labeled" / "0" / "0.png").read_bytes())
+    arguments = ["--labeled", str(tmp_path / "labeled"), "--arch", "0.25x0.34", "--image-size",
+                 "32", "--batch-size", "8", "--epochs", "1", "--device", "cpu",
+                 "--out", str(tmp_path / "a.pt")]
+    assert cli.run(train.main, [*arguments, "--val", str(tmp_path / "val")]) == 0
+    assert "1 validation images are labelled images, too" in capsys.readouterr().out
+    shutil.copytree(tmp_path / "labeled", tmp_path / "copy")
+    (tmp_path / "a.pt").unlink()
+    assert cli.run(train.main, [*arguments, "--val", str(tmp_path / "copy")]) == 2
+    assert "every validation image is also a labelled one" in capsys.readouterr().err
+    assert not (tmp_path / "a.pt").exists()
 
 
 def test_validation_images_of_other_classes_are_an_error(splits, tmp_path, capsys):
