@@ -463,14 +463,6 @@ def test_an_architecture_brings_its_recipe_and_flags_change_it(splits, tmp_path)
     assert started.call_args.args[0] == dataclasses.replace(train.recipe("b2"), epochs=9.0)
 
 
-def test_the_labelled_images_are_no_validation_images(splits, tmp_path, capsys):
-    write_images(splits.labeled, tmp_path / "images")
-    arguments = ["--labeled", str(tmp_path / "images"), "--val", f"{tmp_path}/images/",
-                 "--device", "cpu", "--out", str(tmp_path / "a.pt")]
-    assert cli.run(train.main, arguments) == 2
-    assert "these are the labelled images" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("flags", [["--unlabeled", "pool"], ["--pseudo-label-dir", "labels"]])
 def test_a_pool_and_its_pseudo_labels_go_together(flags, tmp_path, capsys):
     arguments = ["--labeled", str(tmp_path), *flags, "--out", str(tmp_path / "a.pt")]
