@@ -25,7 +25,7 @@ import pseudo_label
 import train
 from model import Checkpoint
 from pseudo_label import Labelling
-from support import batches, cli, devices, files, plans, report, sources
+from support import batches, cli, devices, files, images, plans, report, sources
 from support.images import ImageSet, Splits
 from support.label_store import PseudoLabels
 from train import TrainConfig
@@ -182,9 +182,9 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
     plans.check(generations, splits.labeled, machine, train.build_model,  # students not smaller
                 flags.allow_smaller_student)
     out = Path(flags.out or f"runs/{plan}")
-    settings = {"images": asdict(source), "labels_only": flags.labels_only,
-                "generations": {one.name: asdict(one) for one in generations}}
-    with files.claim(out, settings):
+    settings = {"generations": {one.name: asdict(one) for one in generations},
+                "labels_only": flags.labels_only, "images": images.digests(splits)}
+    with files.claim(out, settings, source=asdict(source)):
         report.describe_images(splits, out, machine.device)
         results = iterate(generations, splits, out, machine, labels_only=flags.labels_only,
                           robustness=flags.robustness)

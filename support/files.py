@@ -108,8 +108,8 @@ def require_same(path: str | Path, found: dict, wanted: dict) -> None:
 
 
 @contextlib.contextmanager
-def claim(folder: Path, settings: dict) -> Iterator[None]:
-    """Make a run's folder, or continue in it.
+def claim(folder: Path, settings: dict, **about: dict) -> Iterator[None]:
+    """Make a run's folder, or continue in it; `about` is only written down.
 
     InputError if it belongs to other settings, or while another process is at it.
     """
@@ -120,7 +120,7 @@ def claim(folder: Path, settings: dict) -> Iterator[None]:
     path = folder / "config.json"
     make_folder(folder)
     if not path.exists():
-        write_json(path, settings)
+        write_json(path, settings | about)
     with open(path) as file:
         try:
             require_same(path, json.load(file), settings)

@@ -81,6 +81,12 @@ def digest(source: ImageSet) -> str:
     return files.digest(source.files, np.array([os.path.getsize(file) for file in source.files]))
 
 
+def digests(splits: Splits) -> dict[str, str]:
+    """What tells the images of a loop from those of another, whatever their paths."""
+    return {f"{name} images": digest(getattr(splits, name))
+            for name in ("labeled", "unlabeled", "validation", "test")}
+
+
 def first_names(names: Sequence[str]) -> str:
     """The first three names, for a message; bytes that are not UTF-8 come as escapes."""
     more = f", ... ({len(names):,} in all)" if len(names) > 3 else ""

@@ -99,7 +99,7 @@ def test_checkpoints_are_chosen_on_the_validation_images(tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "expected"), [
-    ((), {"threshold": 0.05, "balance": True, "noised_teacher": False, "temperature": 0.5,
+    ((), {"threshold": 0.05, "balance": True, "noised_teacher": False, "temperature": 1.0,
           "per_class": 8, "kind": "soft"}),
     (("--no-filter",), {"threshold": 0.0, "balance": True}),
     (("--no-balance",), {"threshold": 0.05, "balance": False}),
@@ -334,6 +334,23 @@ def test_own_folders_run_end_to_end_and_broken_pool_files_are_named(folders):
     result = report(folders / "out")
     assert result["generations"][1]["pseudo_label_top1"] is None  # nobody knows the truth
     assert any("broken.jpg" in name for name in result["notes"]["skipped_files"])
+
+
+@pytest.mark.parametrize("image_size", ["32", "72"])  # in memory, and as files
+def test_a_run_goes_on_by_any_path_to_the_same_images_and_names_other_ones(
+        folders, monkeypatch, capsys, image_size):
+    flags = own(folders, "--image-size", image_size, "--batch-size", "2", "--epochs", "1")
+    assert run(*flags) == 0
+    before = (folders / "out" / "teacher.pt").stat().st_mtime_ns
+    monkeypatch.chdir(folders)
+    other = ["pool/../labeled/" if flag == str(folders / "labeled") else flag for flag in flags]
+    assert run(*other, "--root", "datasets", "--seed", "0", "--joint") == 0  # their defaults
+    assert (folders / "out" / "teacher.pt").stat().st_mtime_ns == before
+    file = sorted((folders / "test").rglob("*.png"))[0]
+    Image.new("RGB", (40, 40), "red").save(file)
+    capsys.readouterr()
+    assert run(*flags) == 2
+    assert "other settings (test images: " in capsys.readouterr().err
 
 
 def test_images_larger_than_64_pixels_stay_files(folders):
