@@ -176,12 +176,12 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
     plan, wanted = sources.plan_for(source, flags.plan)
     generations = plans.with_flags(plan, PLANS[plan], flags, labelling, ablations,
                                    wanted | changes, model.scaling, train.recipe)
-    machine = machine.chosen()
+    machine, out = machine.chosen(), Path(flags.out or f"runs/{plan}")
+    files.require_place(out, [source.labeled, source.unlabeled, source.test, source.val])
     splits = sources.choose(source, plan, generations[0].config.image_size, flags.seed,
                             machine.workers)
     plans.check(generations, splits.labeled, machine, train.build_model,  # students not smaller
                 flags.allow_smaller_student)
-    out = Path(flags.out or f"runs/{plan}")
     settings = {"generations": {one.name: asdict(one) for one in generations},
                 "labels_only": flags.labels_only, "images": images.digests(splits)}
     with files.claim(out, settings, source=asdict(source)):

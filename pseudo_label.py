@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 import augment
 from model import Checkpoint
-from support import InputError, cli, datasets, devices, files, label_store, reading
-from support.folders import fingerprints
+from support import InputError, cli, datasets, devices, files, folders, label_store, reading
 from support.images import ImageSet
 from support.label_store import PseudoLabels
 from support.ranking import ranked
@@ -41,7 +40,7 @@ class Labelling:
     """How a pool is labelled, filtered and balanced"""
 
     kind: Annotated[Literal["soft", "hard"], "--pseudo-labels"] = "soft"  # distribution, or one-hot
-    temperature: cli.Positive = 1.0  # of soft pseudo labels; below 1 they are sharper
+    temperature: cli.Temperature = 1.0  # of soft pseudo labels; below 1 they are sharper
     threshold: cli.BelowOne = 0.3  # confidence to exceed (0.3 in section 3.1); 0 keeps all
     per_class: cli.Count | None = None  # images of each class (default: the pool over the classes)
     balance: bool = True  # equally many images of each class (section 3.1)
@@ -196,7 +195,7 @@ class Flags:
     seed: cli.Whole = 0  # of the duplicates, and of a noised teacher
     images_of: cli.Folder | None = None  # label the images of these earlier labels, select none
     shard: Annotated[str, "I/N"] | None = None  # label only shard I, from 0, of N
-    batch_size: cli.Count | None = None  # images (default: 500 up to 128 pixels, else fewer)
+    batch_size: cli.Batch | None = None  # images (default: 500 up to 128 pixels, else fewer)
 
 
 def main(flags: Flags, how: cli.Given[Labelling],
@@ -207,16 +206,17 @@ def main(flags: Flags, how: cli.Given[Labelling],
             raise InputError(f"--{name.replace('_', '-')} does not go with --images-of, whose "
                              "images are chosen already: leave it out")
     teacher, machine = Checkpoint.load(flags.teacher), machine.chosen()
-    pool = datasets.read_pool(flags.unlabeled, teacher.classes)
+    pool = datasets.read_pool(flags.unlabeled, teacher.classes, flags.out)
     try:
         labels = label(teacher, pool, flags.out, Labelling(**how), seed=flags.seed, machine=machine,
-                       held_out=fingerprints(flags.held_out or (), machine.workers),
+                       held_out=folders.fingerprints(flags.held_out or (), machine.workers),
                        images_of=flags.images_of, shard=flags.shard, batch_size=flags.batch_size)
     except label_store.Unfinished as missing:
         print(missing)
         return
     if devices.rank() == 0:
-        print(f"{labels.summary()}; by class: {flags.out}/labels.json")
+        print(f"{labels.counts['unique']:,} of {labels.counts['pool']:,} images kept, by class in "
+              f"{flags.out}/labels.json")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class TrainConfig:
     label_smoothing: cli.Share = 0.1  # on labels and hard pseudo labels
 
     # Optimisation (section 3.1)
-    batch_size: cli.Count = 2048  # labelled images a step; steps and epochs count them
+    batch_size: cli.Batch = 2048  # labelled images a step; steps and epochs count them
     accumulation_steps: cli.Count = 1  # micro-batches of a step; BatchNorm sees one at a time
     labeled_images: Annotated[int, cli.NO_FLAG] = 1_281_167  # train() fills this in
     epochs: cli.Positive = 350.0  # of labelled images; the paper: 700 for B4 and smaller

@@ -56,7 +56,7 @@ class TestSet:
     suite: Literal[tuple(PARTS)]  # what to measure: see the beginning of eval_robust.py
     data_dir: cli.Folder  # the unpacked archive, or <class>/ folders
     out: cli.File  # JSON; continued if it exists
-    batch_size: cli.Count = 256  # images, or frames of sequences
+    batch_size: cli.Batch = 256  # images, or frames of sequences
     # paper: L2 meets corruptions before its fine-tuning at 800 pixels, and attacks after it.
     image_size: cli.Pixels | None = None  # pixels; default: those the network was trained on
     epsilon: list[cli.Level] | None = None  # of fgsm (0 1 2 4 8 16) or pgd (16), of 255

@@ -28,8 +28,6 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-import torch
-
 from support import InputError
 
 
@@ -47,10 +45,12 @@ class Range(NamedTuple):
 
 NO_FLAG = "no flag"
 LEAST, BELOW_ONE = math.nextafter(0, 1), math.nextafter(1, 0)
-Count = Annotated[int, Range(1, 10**10, "1 or more"), "N"]
+Count = Annotated[int, Range(1, 10**9, "1 to 1,000,000,000"), "N"]
+Batch = Annotated[int, Range(1, 100_000, "1 to 100,000"), "N"]
 Whole = Annotated[int, Range(0, 2**63, "0 or more"), "N"]
 NonNegative = Annotated[float, Range(0, 1e30, "0 or more"), "X"]
 Positive = Annotated[float, Range(LEAST, 1e30, "more than 0"), "X"]
+Temperature = Annotated[float, Range(0.01, 100, "0.01 to 100"), "X"]
 Share = Annotated[float, Range(0, 1, "0 to 1"), "X"]
 BelowOne = Annotated[float, Range(0, BELOW_ONE, "0 or more and below 1"), "X"]
 Probability = Annotated[float, Range(LEAST, 1, "more than 0 and up to 1"), "X"]
@@ -60,8 +60,18 @@ Magnitude = Annotated[float, Range(0, 100, "0 to 100"), "X"]
 Level = Annotated[float, Range(0, 255, "0 to 255"), "X"]  # of pixels
 File = Annotated[str, "FILE"]
 Folder = Annotated[str, "DIR"]
-OUT_OF_MEMORY = ("out of memory: lower --batch-size or --image-size; a training also takes "
-                 "--accumulation-steps and --checkpoint-blocks")
+# What PyTorch says when a limit of the machine is reached, and what to do.
+KNOWN = {
+    "out of memory|DefaultCPUAllocator|not enough memory|size calculation overflowed":
+        "out of memory: lower --batch-size or --image-size; a training also takes "
+        "--accumulation-steps and --checkpoint-blocks",
+    "shared memory|Bus error":
+        "the workers that read images have too little shared memory: give --workers 0, or start "
+        "the container with more of it (--shm-size 8g, or --ipc=host)",
+    "DataLoader worker":
+        "a worker that reads images was killed, most likely as the memory is full: lower --workers "
+        "(0: no workers); the same command continues",
+}
 
 
 def _fields(config: type) -> Iterator[tuple[str, type, tuple, bool]]:
@@ -151,8 +161,12 @@ def run(main: Callable, argv: list[str] | None = None) -> int:
         main(*parse(main, argv))
     except (InputError, FloatingPointError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
-    except (torch.OutOfMemoryError, MemoryError):
-        print(f"{name}: {OUT_OF_MEMORY}", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        said = "out of memory" if isinstance(error, MemoryError) else str(error)
+        known = [line for words, line in KNOWN.items() if re.search(words, said)]
+        if not known:
+            raise
+        print(f"{name}: {known[0]}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted; the same command continues", file=sys.stderr)
         return 130

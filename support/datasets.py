@@ -4,6 +4,7 @@ Section 3.1 of the paper, "Labeled dataset" and "Unlabeled dataset": a labelled 
 much larger unlabelled pool of another origin (JFT), and held-out images.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import InputError, demo_images, folders, images
+from support import InputError, demo_images, files, folders, images
 from support.images import NO_CLASS, UNKNOWN, ImageSet, Splits
 
 LARGEST_IN_MEMORY = 64  # pixels a side; larger images stay files until a batch needs them
@@ -153,17 +154,19 @@ def read_folder(folder: str | Path, image_size: int, classes: Iterable[str] = ()
     return read_set(found, size_to_read(image_size, found), workers)[0]
 
 
-def read_pool(folder: str | Path, classes: Iterable[str]) -> ImageSet:
-    """An unlabelled folder of any nesting: its files by name; InputError if there are none.
+def read_pool(folder: str | Path, classes: Iterable[str], out: str | Path = os.devnull) -> ImageSet:
+    """An unlabelled folder of any nesting: its files by name; InputError if there are none, or if
+    what becomes of them, `out`, would lie among them.
 
     None is opened. A large pool takes hours to decode, so that happens once, when a teacher labels
     it, and broken files and held-out images are found then.
     """
-    files = folders.list_files(folder)
-    if not files:
+    files.require_place(out, [folder])
+    found = folders.list_files(folder)
+    if not found:
         raise InputError(f"{folder}: no images in the unlabelled folder; add some")
-    labels = torch.tensor([UNKNOWN]).expand(len(files))  # one number in memory, not N
-    return ImageSet(labels, tuple(classes), files=tuple(files))
+    labels = torch.tensor([UNKNOWN]).expand(len(found))  # one number in memory, not N
+    return ImageSet(labels, tuple(classes), files=tuple(found))
 
 
 def into_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:

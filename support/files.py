@@ -5,7 +5,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,30 +108,73 @@ def require_same(path: str | Path, found: dict, wanted: dict) -> None:
                              f"not {value!r:.70}): give what it was made with, or another output")
 
 
+def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> None:
+    """InputError, before any work, if `out` cannot be written, or lies in one of these folders of
+    images (None: no folder), of which it would become a part.
+    """
+    for folder in folders:
+        if folder and Path(out).resolve().is_relative_to(Path(folder).resolve()):
+            raise InputError(f"{out} lies in {folder} and would become a part of it: choose an "
+                             "output elsewhere")
+    existing = next(path for path in Path(out).absolute().parents if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"{out}: {existing} cannot be written to ({error.strerror}); choose "
+                         "another place") from None
+
+
+@contextlib.contextmanager
+def lock(place: str | Path, name: str | Path) -> Iterator[None]:
+    """Inside, no other process is at this place; InputError while another one is.
+
+    The file `name` is there meanwhile. A process that dies leaves it behind, but unlocked.
+    """
+    path = Path(name)
+    if devices.rank() > 0:  # of torchrun's processes the first one locks
+        yield
+        return
+    make_folder(path.parent)
+    while True:
+        try:
+            file = open(path, "w")
+        except OSError as error:
+            raise InputError(f"{path}: not written ({error}); choose another place") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    continue  # it was released, and removed, just before
+            except FileNotFoundError:
+                continue
+            except BlockingIOError:
+                raise InputError(f"{place}: another process is at this run; wait for it, or choose "
+                                 "another output") from None
+            except OSError:
+                pass  # a file system without locks
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
 @contextlib.contextmanager
 def claim(folder: Path, settings: dict, **about: dict) -> Iterator[None]:
     """Make a run's folder, or continue in it; `about` is only written down.
 
     InputError if it belongs to other settings, or while another process is at it.
     """
-    if devices.rank() > 0:  # of torchrun's processes the first one does
-        devices.wait_for_all()
-        yield
-        return
     path = folder / "config.json"
-    make_folder(folder)
-    if not path.exists():
-        write_json(path, settings | about)
-    with open(path) as file:
-        try:
-            require_same(path, json.load(file), settings)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise InputError(f"{path} is damaged: remove it, or choose another output") from None
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is at this run; wait for it, or choose "
-                             "another output") from None
-        except OSError:
-            pass  # a file system without locks
+    with lock(folder, folder / "run.lock"):
+        if devices.rank() == 0:
+            if not path.exists():
+                write_json(path, settings | about)
+            try:
+                require_same(path, json.loads(path.read_text()), settings)
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                raise InputError(f"{path} is damaged: remove it, or choose another output"
+                                 ) from None
         devices.wait_for_all()
         yield

@@ -41,13 +41,6 @@ class PseudoLabels:
     top1: float | None = None  # accuracy in percent of the unique ones whose true class is known
     per_class: dict = field(default_factory=dict)  # the same counts by class
 
-    def summary(self) -> str:
-        """What became of the pool, in words."""
-        pool, unique, balanced = (self.counts[key] for key in ("pool", "unique", "balanced"))
-        return (f"{unique:,} of {pool:,} images kept, {pool - unique:,} dropped, "
-                f"{balanced - unique:,} duplicates added")
-
-
 SELECTION = "threshold", "per_class", "balance", "seed", "held_out"  # the settings of `select`
 
 
@@ -60,8 +53,11 @@ def pool_settings(pool: ImageSet) -> dict:
     return {"pool": images.digest(pool), "classes": list(pool.classes)}
 
 
-def _open(folder: Path) -> tuple[dict, dict]:
-    """labels.json and the arrays, memory-mapped; InputError if they are not complete."""
+def _open(folder: str | Path, pool: ImageSet, settings: dict) -> tuple[dict, dict]:
+    """labels.json and the arrays, memory-mapped; InputError if they are not complete, of other
+    settings, or broken. (Of the targets, which may be millions, some thousand are looked at.)
+    """
+    folder = Path(folder)
     try:
         known = json.loads((folder / "labels.json").read_text())
         made_with, counts = known["settings"], known["counts"]
@@ -72,7 +68,19 @@ def _open(folder: Path) -> tuple[dict, dict]:
             if arrays[name].shape != shape:
                 raise ValueError(f"{name}.npy has the shape {arrays[name].shape}, not {shape}")
         facts = {key: known[key] for key in ("settings", "counts", "top1", "per_class")}
+        files.require_same(folder / "labels.json", made_with, settings)
+        for name, rows in ("unique", len(pool)), ("balanced", counts["unique"]):
+            found = arrays[name]
+            if found.dtype.kind != "i" or not 0 <= found.min() <= found.max() < rows:
+                raise ValueError(f"{name}.npy holds others than whole numbers from 0 to {rows - 1}")
+        if not (arrays["unique"][1:] > arrays["unique"][:-1]).all():
+            raise ValueError("unique.npy does not rise")
+        sums = arrays["targets"][:: counts["unique"] // 4096 + 1].sum(1, dtype=np.float32)
+        if not np.allclose(sums, 1, atol=0.05):
+            raise ValueError("targets.npy holds rows that are no probabilities")
         return facts | {"kind": made_with["kind"]}, arrays
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no complete pseudo labels ({error}): delete it and run "
                          "pseudo_label.py again") from None
@@ -82,9 +90,8 @@ def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> Ps
     """The pseudo labels of a folder; InputError if they are not complete, of another pool, or made
     with other settings.
     """
-    facts, arrays = _open(Path(folder))
     wanted = pool_settings(pool) if settings is None or "pool" not in settings else {}
-    files.require_same(f"{folder}/labels.json", facts["settings"], wanted | (settings or {}))
+    facts, arrays = _open(folder, pool, wanted | (settings or {}))
     return PseudoLabels(pool.subset(torch.tensor(arrays["unique"])), **facts, **arrays)
 
 
@@ -112,8 +119,7 @@ class LabelStore:
         self.settings = settings | pool_settings(pool) | {"images_of": None}
         self.source = images_of and Path(images_of)
         if images_of:
-            earlier = _open(self.source)[0]["settings"]
-            files.require_same(f"{images_of}/labels.json", earlier, pool_settings(pool))
+            earlier = _open(self.source, pool, pool_settings(pool))[0]["settings"]
             self.settings |= {key: earlier[key] for key in SELECTION}
             self.settings["images_of"] = earlier["teacher"]
         if self.complete():
@@ -162,8 +168,10 @@ class LabelStore:
         marks = [self.folder / "progress" / f"{step}-{n:06}" for n in range(len(bounds) - 1)]
         number, count = self.shard
         parts = [(marks[n], range(*bounds[n: n + 2])) for n in range(number, len(marks), count)]
-        with tqdm(desc=f"{self.progress}, {step}", total=sum(len(part) for _, part in parts),
-                  unit=" images", disable=self.progress is None or devices.rank() > 0) as bar:
+        bar = tqdm(desc=f"{self.progress}, {step}", total=sum(len(part) for _, part in parts),
+                   unit=" images", disable=self.progress is None or devices.rank() > 0)
+        place = f"{self.folder}, shard {number}/{count}"
+        with bar, files.lock(place, self.folder / f"{number}-of-{count}.lock"):
             for mark, part in parts:
                 if not mark.exists() and not self.complete():
                     for name, rows in zip(names, make(part), strict=True):
@@ -191,6 +199,9 @@ class LabelStore:
                     self._write(f"{name}.npy", np.load(self.source / f"{name}.npy", mmap_mode="r"))
             else:
                 positions, confidence = select(), self.load("confidence")
+                if not confidence.any():
+                    raise InputError(f"none of the {len(confidence):,} files of the pool can be "
+                                     "labelled: they are unreadable or equal to held-out images")
                 if not len(positions):
                     raise InputError(
                         f"no unlabelled image has a confidence over {self.settings['threshold']} "

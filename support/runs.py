@@ -1,13 +1,14 @@
 """A training run: its checkpoint, the state to continue from, its log.
 
-The run of x.pt has three files:
+The run of x.pt has four files:
 
     x.pt        the checkpoint, written last: where it exists the run is finished
     x.resume    until then, the state to continue from
+    x.lock      while a process is at it
     x.jsonl     the log, one JSON object a line (a loop of several runs shares one log)
 
-Each but the log carries the settings it was made with. Of the processes of a run the first one
-alone writes.
+The first two carry the settings they were made with. Of the processes of a run the first one alone
+writes.
 """
 
 import contextlib
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from support import InputError, devices
-from support.files import make_folder, plain, require_same, write_atomically
+from support import InputError, devices, images
+from support.files import lock, plain, require_same, write_atomically
 
 
 def to_host(state: object, copy: bool = False) -> object:
@@ -57,19 +58,21 @@ class Run:
     def __init__(self, out: str | Path, settings: dict, steps: int, *, every: dict[str, int],
                  name: str, log: str | Path | None = None):
         self.out, self.settings, self.total = Path(out), plain(settings), steps
-        if self.out.suffix in (".resume", ".jsonl"):
+        if self.out.suffix in (".resume", ".jsonl", ".lock"):
             raise InputError(f"{out}: such a name is taken beside a checkpoint; use "
                              f"{self.out.stem}.pt")
         self.state = Path(f"{stem(out)}.resume")
         self.log_file = Path(log or f"{stem(out)}.jsonl")
         self.every, self.name, self.first, self.images, self.figures = every, name, 0, 0, {}
-        self.finished = self.out.exists()
+        self.finished, self.lock = self.out.exists(), Path(f"{stem(out)}.lock")
         if self.finished:
             self._read(self.out)
             if devices.rank() == 0:
                 self.state.unlink(missing_ok=True)  # killed just before it did so itself
+                tqdm.write(f"{out}: finished already")
         else:
-            make_folder(self.out.parent)
+            with lock(self.out, self.lock):  # an early word; `steps` takes it for good
+                pass
 
     def _read(self, path: Path) -> dict:
         """What `_write` wrote; InputError if it is something else or belongs to another run."""
@@ -104,10 +107,13 @@ class Run:
                         disable=devices.rank() > 0,
                         mininterval=0.5 if sys.stderr.isatty() else 20)
         self.started = time.perf_counter()
-        with open_log(self.log_file, self.name, self.first) as self.write_line:
+        with contextlib.ExitStack() as held:
+            held.enter_context(lock(self.out, self.lock))
+            self.write_line = held.enter_context(open_log(self.log_file, self.name, self.first))
             for step, batch in enumerate(self.bar, start=self.first):
                 self.images += len(batch)
                 yield step, batch
+            self.held = held.pop_all()  # until the checkpoint is written
 
     def due(self, what: str, step: int) -> bool:
         """Whether to "log", "evaluate" or "save" after this step; a save comes with a log."""
@@ -138,9 +144,10 @@ class Run:
 
     def finish(self, **contents: object) -> Path:
         """Write the checkpoint, which ends the run, and return its path."""
-        self._write(self.out, contents)
-        if devices.rank() == 0:
-            self.state.unlink(missing_ok=True)
+        with self.held:
+            self._write(self.out, contents)
+            if devices.rank() == 0:
+                self.state.unlink(missing_ok=True)
         return self.out
 
     def _diverged(self, what: str) -> FloatingPointError:
@@ -160,11 +167,10 @@ def open_log(path: Path, name: str, first: int) -> Iterator[Callable[[dict], Non
         trim_log(path, name, first)
     except OSError as error:
         raise InputError(f"{path}: not read ({error}); choose another place") from None
-    try:
+    boards = []
+    with _optional(path):
         from torch.utils.tensorboard import SummaryWriter
-        board = SummaryWriter(str(path.parent / "tensorboard" / name), purge_step=first)
-    except ImportError:
-        board = None
+        boards.append(SummaryWriter(str(path.parent / "tensorboard" / name), purge_step=first))
 
     def write(line: dict) -> None:
         try:
@@ -173,12 +179,26 @@ def open_log(path: Path, name: str, first: int) -> Iterator[Callable[[dict], Non
         except OSError as error:
             raise InputError(f"{path}: not written ({error}); make room: the same command "
                              "continues") from None
-        for key in (line.keys() - {"step"} if board else ()):
-            board.add_scalar(key, line[key], line["step"])
+        with _optional(path):
+            for board in boards:
+                for key in line.keys() - {"step"}:
+                    board.add_scalar(key, line[key], line["step"])
 
     yield write
-    if board:
-        board.close()
+    with _optional(path):
+        for board in boards:
+            board.close()
+
+
+@contextlib.contextmanager
+def _optional(log: Path) -> Iterator[None]:
+    """TensorBoard is a second log: if it is not installed, or broken, the first one is enough."""
+    try:
+        yield
+    except ImportError:
+        pass
+    except Exception as error:  # a broken installation raises nearly anything
+        images.say_once(f"TensorBoard fails ({error}): {log} alone holds the log")
 
 
 def trim_log(path: Path, name: str, first: int) -> None:

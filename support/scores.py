@@ -35,20 +35,20 @@ def keep(path: str | Path, settings: dict, names: Sequence[str], measure: Callab
     """
     path = Path(path)
     if devices.rank() == 0:
-        try:
-            parts = _read(path, settings)
-        except InputError:
-            if not renew:
-                raise
-            parts = {}
-        files.make_folder(path.parent)
-        for name in [name for name in names if name not in parts]:
-            parts[name] = measure(name)
-            first, count = next(iter(parts)), parts[name]["images"]
-            if count != parts[first]["images"]:
-                raise InputError(f"part {name}: {count} images, but {parts[first]['images']} in "
-                                 f"{first}; is --data-dir whole?")
-            files.write_json(path, {"settings": settings, "parts": parts})
+        with files.lock(path, f"{path}.lock"):
+            try:
+                parts = _read(path, settings)
+            except InputError:
+                if not renew:
+                    raise
+                parts = {}
+            for name in [name for name in names if name not in parts]:
+                parts[name] = measure(name)
+                first, count = next(iter(parts)), parts[name]["images"]
+                if count != parts[first]["images"]:
+                    raise InputError(f"part {name}: {count} images, but {parts[first]['images']} "
+                                     f"in {first}; is --data-dir whole?")
+                files.write_json(path, {"settings": settings, "parts": parts})
     devices.wait_for_all()
     return _read(path, settings)
 

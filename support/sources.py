@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision import datasets as sets
 
-from support import InputError, cli, datasets, devices, folders, images, label_store
+from support import InputError, cli, datasets, devices, files, folders, images, label_store
 from support.images import ImageSet, Splits
 from support.label_store import PseudoLabels
 
@@ -175,6 +175,7 @@ def read_training(flags, image_size: int,
     """(labelled, validation, pseudo-labelled) images by the flags of train.py."""
     if (flags.unlabeled is None) != (flags.pseudo_label_dir is None):
         raise InputError("--unlabeled and --pseudo-label-dir go together: give both or none")
+    files.require_place(flags.out, [flags.labeled, flags.val, flags.unlabeled])
     labeled, validation = datasets.read_folder(flags.labeled, image_size, workers=workers), None
     if flags.val:
         validation = datasets.read_folder(flags.val, image_size, labeled.classes, workers)

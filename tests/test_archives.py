@@ -484,8 +484,8 @@ def test_a_place_that_cannot_hold_results_is_named(evaluate, tmp_path):
         assert status == 2 and str(out.parent) in message[0] and "another" in message[0]
 
 
-@pytest.mark.parametrize(("flag", "wanted"), [("--steps", "1 or more"),
-                                              ("--batch-size", "1 or more"),
+@pytest.mark.parametrize(("flag", "wanted"), [("--steps", "1 to 1,000,000,000"),
+                                              ("--batch-size", "1 to 100,000"),
                                               ("--image-size", "1 to 10,000")])
 def test_numbers_below_one_are_refused(evaluate, tmp_path, flag, wanted):
     status, _, message = evaluate("pgd", tmp_path, flag, 0)

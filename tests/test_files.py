@@ -114,6 +114,73 @@ def claim_elsewhere(folder):
     return (result.stdout + result.stderr).strip().splitlines()[-1]
 
 
+def test_a_lock_is_one_processs_at_a_time_and_leaves_nothing_behind(tmp_path):
+    with files.lock("a run", tmp_path / "a.lock"):
+        with pytest.raises(InputError, match="^a run: another process is at this run; wait"):
+            with files.lock("a run", tmp_path / "a.lock"):
+                raise AssertionError("two at once")
+        with files.lock("another run", tmp_path / "b.lock"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with files.lock("a run", tmp_path / "a.lock"):
+        pass
+
+
+def test_a_lock_that_a_killed_process_left_behind_is_free(tmp_path):
+    code = f'''
+import os, signal
+from support import files
+with files.lock("x", {str(tmp_path / "a.lock")!r}):
+    os.kill(os.getpid(), signal.SIGKILL)
+'''
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
+    assert (tmp_path / "a.lock").exists()
+    with files.lock("x", tmp_path / "a.lock"):
+        pass
+
+
+def test_of_many_processes_that_start_together_one_alone_claims_a_run(tmp_path):
+    code = f'''
+import sys, time
+from pathlib import Path
+from support import InputError, files
+Path({str(tmp_path)!r}, "ready" + sys.argv[1]).touch()
+while len(list(Path({str(tmp_path)!r}).glob("ready*"))) < 4:
+    pass
+try:
+    with files.claim(Path({str(tmp_path)!r}, "run"), {{"job": sys.argv[1]}}):
+        time.sleep(2)
+        print("claimed", flush=True)
+except InputError as error:
+    print(error)
+'''
+    jobs = [subprocess.Popen([sys.executable, "-c", code, str(number)], stdout=subprocess.PIPE,
+                             text=True, cwd=Path(__file__).parent.parent) for number in range(4)]
+    said = [job.communicate()[0] for job in jobs]
+    winner = said.index("claimed\n")
+    assert sum(line == "claimed\n" for line in said) == 1
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"job": str(winner)}
+
+
+@pytest.mark.parametrize("out", ["pool", "pool/labels", "pool/deep/../labels", "link/labels"])
+def test_an_output_among_the_images_is_refused(tmp_path, out):
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "pool")
+    with pytest.raises(InputError, match="would become a part of it"):
+        files.require_place(tmp_path / out, [None, tmp_path / "other", tmp_path / "pool"])
+    files.require_place(tmp_path / "pool labels", [None, tmp_path / "pool"])
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    with pytest.raises(InputError, match="^/proc/x/y: /proc cannot be written to"):
+        files.require_place("/proc/x/y", [])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/x: .*file cannot be written to .Not a directory"):
+        files.require_place(tmp_path / "file" / "x", [])
+    files.require_place(tmp_path / "x" / "y", [])
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_run_is_claimed_by_one_process_at_a_time(tmp_path):
     folder = tmp_path / "deep" / "run"
     with files.claim(folder, {"seed": 1}):

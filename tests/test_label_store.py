@@ -98,6 +98,60 @@ def test_a_missing_short_or_foreign_array_is_refused(name, tmp_path):
         label_store.read(folder, pool)
 
 
+@pytest.mark.parametrize(("name", "row", "value", "said"), [
+    ("unique", -1, 60, "unique.npy holds others than whole numbers from 0 to 59"),
+    ("unique", 0, -1, "unique.npy holds others than whole numbers from 0 to 59"),
+    ("unique", 1, 0, "unique.npy does not rise"),
+    ("balanced", 3, -2, "balanced.npy holds others than whole numbers"),
+    ("balanced", 0, 1000, "balanced.npy holds others than whole numbers"),
+    ("targets", 2, np.nan, "targets.npy holds rows that are no probabilities"),
+    ("targets", 2, 0.9, "targets.npy holds rows that are no probabilities"),
+])
+def test_numbers_that_cannot_be_right_are_refused(name, row, value, said, teacher, pool, tmp_path):
+    label(teacher, pool, tmp_path)
+    rows = np.load(tmp_path / f"{name}.npy")
+    rows[row] = value
+    np.save(tmp_path / f"{name}.npy", rows)
+    with pytest.raises(InputError, match=said):
+        label_store.read(tmp_path, pool)
+    with pytest.raises(InputError, match=said):
+        label(teacher, pool, tmp_path / "again", images_of=tmp_path, threshold=0.3, per_class=6)
+
+
+def test_rows_that_are_no_whole_numbers_are_refused(teacher, pool, tmp_path):
+    label(teacher, pool, tmp_path)
+    np.save(tmp_path / "balanced.npy", np.load(tmp_path / "balanced.npy").astype(float))
+    with pytest.raises(InputError, match="balanced.npy holds others than whole numbers"):
+        label_store.read(tmp_path, pool)
+
+
+def test_the_same_shard_twice_at_once_is_refused_and_another_one_is_not(tmp_path):
+    pool, tried = small_pool(), []
+
+    class Slow(Linear):
+        def forward(self, images):
+            if not tried:
+                tried.append(True)
+                with pytest.raises(InputError, match="shard 0/2: another process is at this run"):
+                    label(Linear(), pool, tmp_path, shard="0/2", **SMALL)
+                with pytest.raises(Unfinished):
+                    label(Linear(), pool, tmp_path, shard="1/2", **SMALL)
+            return super().forward(images)
+
+    with pytest.raises(Unfinished):  # pass 2 of the other shard
+        label(Slow(), pool, tmp_path, shard="0/2", **SMALL)
+    assert tried
+
+
+def test_a_pool_that_cannot_be_labelled_at_all_says_why(teacher, pool, tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(b"no image")
+    files = datasets.read_pool(tmp_path, pool.classes, tmp_path.with_name("labels"))
+    with pytest.raises(InputError, match="none of the 3 files of the pool can be labelled: they "
+                                         "are unreadable or equal to held-out images"):
+        label(teacher, files, tmp_path.with_name("labels"), held_out=frozenset())
+
+
 @pytest.mark.parametrize("contents", [
     "", "{}", "[]", '{"settings": {}}', '{"settings": [], "counts": {}}',
 ])

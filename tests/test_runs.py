@@ -18,7 +18,7 @@ import torch
 from tiny import ROOT, TINY, run, same, weights, write_images
 
 import train
-from support import InputError, cli, runs
+from support import InputError, cli, images, runs
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,57 @@ def test_runs_that_share_a_log_keep_each_others_lines(tmp_path):
 
 
 # ---- Finished, interrupted and foreign runs ----
+
+
+def test_two_processes_at_one_output_are_refused_and_the_first_goes_on(tmp_path):
+    first, counter = make_run(tmp_path / "a.pt"), Counter()
+    first.resume(network=counter)
+    steps = first.steps([[number] for number in range(10)])
+    for number, (step, _) in enumerate(steps):
+        if number == 4:
+            with pytest.raises(InputError, match="a.pt: another process is at this run"):
+                make_run(tmp_path / "a.pt")
+            make_run(tmp_path / "b.pt")
+        counter.value += step
+    with pytest.raises(InputError, match="another process is at this run"):
+        make_run(tmp_path / "a.pt")  # not yet written
+    first.finish(total=counter.value)
+    assert make_run(tmp_path / "a.pt").finished
+    assert not (tmp_path / "a.lock").exists()
+
+
+def test_an_interrupted_run_gives_its_place_free(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        count(tmp_path / "a.pt", until=5)
+    assert not (tmp_path / "a.lock").exists()
+    assert count(tmp_path / "a.pt") == (45, 3)
+
+
+def test_a_finished_run_says_so(tmp_path, capsys):
+    count(tmp_path / "a.pt")
+    capsys.readouterr()
+    assert count(tmp_path / "a.pt") is None
+    assert capsys.readouterr().out == f"{tmp_path / 'a.pt'}: finished already\n"
+
+
+@pytest.mark.parametrize("error", [AttributeError("no attribute"), TypeError("descriptors"),
+                                   ImportError("not installed")])
+@pytest.mark.parametrize("broken", ["import", "add_scalar", "close"])
+def test_a_broken_tensorboard_does_not_stop_a_run(tmp_path, monkeypatch, capsys, error, broken):
+    def fail(*_, **__):
+        raise error
+
+    methods = {"__init__": lambda *_, **__: None, "add_scalar": lambda *_: None,
+               "close": lambda *_: None}
+    methods["__init__" if broken == "import" else broken] = fail
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = type("SummaryWriter", (), methods)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    images.say_once.cache_clear()
+    assert count(tmp_path / "a.pt") == (45, 0)
+    said = capsys.readouterr().out
+    assert said.count("TensorBoard fails") == (not isinstance(error, ImportError))
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 6
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(splits, tmp_path):

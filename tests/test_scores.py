@@ -41,6 +41,17 @@ def test_other_settings_are_refused_or_on_request_measured_anew(kept):
     assert kept({"steps": 2}, ["a"], renew=True) == {"a": {"images": 3, "top1": 2.0}}
 
 
+def test_two_processes_at_one_results_file_are_refused_and_no_part_is_lost(kept):
+    def measure(name):
+        with pytest.raises(InputError, match="out.json: another process is at this run"):
+            kept({}, ["b"])
+        return {"images": 3}
+
+    scores.keep(kept.path, {}, ["a"], measure)
+    assert list(kept({}, ["b"])) == ["a", "b"]
+    assert [path.name for path in kept.path.parent.iterdir()] == ["out.json"]
+
+
 def test_a_part_with_another_number_of_images_is_refused_and_not_kept(kept):
     kept({}, ["a"])
     with pytest.raises(InputError, match="part b: 4 images, but 3 in a"):
