@@ -19,6 +19,7 @@
     report.py         the tables and the picture at the end of a loop
     archives.py       the released robustness sets; scores.py: what a network scores on them
     corruptions.py    corrupted images and moving views, made on the fly
+    no_package.py     what `pip install .` says
 
 None of them imports an essay.
 """

@@ -12,6 +12,7 @@ There are three sources of a state dict, recognised by their keys:
 import contextlib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,22 +37,48 @@ def read_checkpoint(path: str | Path, arch: str | None = None) -> Iterator[dict]
         if Path(path).suffix == ".safetensors":
             contents = safetensors.torch.load_file(path)
         else:
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-        if "meta" in contents:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of PyTorch, about files of other programs
+                contents = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(contents, dict) and "meta" in contents:
             yield _fields(json.loads(contents["meta"]), contents)
         elif arch is None:
             raise InputError("released weights; only a checkpoint of train.py names its model")
         else:
-            yield {"arch": arch, "weights": contents, "classes": None}
+            yield {"arch": arch, "weights": _unwrapped(contents), "classes": None}
     except Exception as error:  # a broken file, or one of another kind, raises nearly anything
-        reason = " ".join(str(error).split()) if isinstance(error, ValueError) else "not one"
+        reason = "damaged, or holds other objects than tensors"
+        if isinstance(error, ValueError):
+            reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read as a checkpoint ({reason})") from None
+
+
+def _unwrapped(contents: object) -> dict[str, Tensor]:
+    """A file's state dict, which may lie under a key of its own beside other things."""
+    def is_state(value: object) -> bool:
+        return isinstance(value, dict) and value and all(
+            isinstance(weight, Tensor) for weight in value.values())
+
+    if is_state(contents):
+        return contents
+    if not isinstance(contents, dict):
+        raise InputError(f"it holds a {type(contents).__name__}, not a state dict")
+    found = [key for key, value in contents.items() if is_state(value)]
+    if len(found) != 1:
+        raise InputError(f"it holds {', '.join(map(str, contents)) or 'nothing'}: give a file of a "
+                         "state dict alone")
+    return contents[found[0]]
 
 
 def _fields(meta: dict, contents: dict) -> dict:
     """model.Checkpoint's fields in a file that train.py has written."""
     config = meta["config"]
     same = ("arch", "image_size", "dropout", "survival_prob", "small_images")
+    if not 0 < config["image_size"] <= 10_000:
+        raise InputError(f"its images have {config['image_size']} pixels a side")
+    if len(meta["classes"]) != len(contents["model"]["classifier.bias"]):
+        raise InputError(f"it names {len(meta['classes'])} classes, but has "
+                         f"{len(contents['model']['classifier.bias'])} logits")
     return {key: config[key] for key in same} | {
         "weights": contents["model"], "classes": tuple(meta["classes"]),
         "rand_augment": (config["rand_augment_operations"], config["rand_augment_magnitude"]),
@@ -86,7 +113,10 @@ def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
         for key in own.keys() & found.keys() if own[key].shape != found[key].shape
     ]
     if problems:
-        raise InputError(f"the weights do not fit the model in {len(problems)} places: "
+        hint = ""
+        if any("classifier.weight is (" in problem for problem in problems):
+            hint = " (another number of classes needs fresh_classifier=True)"
+        raise InputError(f"the weights do not fit the model in {len(problems)} places{hint}: "
                          + "; ".join(sorted(problems)[:4]))
     if broken := [key for key in own if not found[key].isfinite().all()]:
         raise InputError(f"{broken[0]} is not finite: the training that made it has diverged")

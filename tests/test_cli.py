@@ -356,3 +356,16 @@ def test_the_scripts_explain_a_wrong_command_without_a_traceback(script):
                             capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"{script}.py: error: " in result.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--editable"]])
+def test_pip_is_told_in_one_line_how_to_run_the_scripts(tmp_path, flags):
+    root = Path(cli.__file__).parent.parent
+    (tmp_path / "support").mkdir()
+    for name in ("pyproject.toml", "support/no_package.py"):
+        (tmp_path / name).write_bytes((root / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "--no-cache-dir", "install", *flags, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "Traceback" not in said
+    assert "In this folder: pip install -r requirements.txt, and then python iterate.py" in said

@@ -1,7 +1,11 @@
 """Weights of others: the names they come under, and networks that compute what theirs compute."""
 
+import json
+import pickle
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -11,6 +15,7 @@ from test_model import randomise
 
 import model
 from support import InputError
+from train import TrainConfig
 
 REFERENCES = {
     "timm b0": ("b0", lambda: timm.create_model("tf_efficientnet_b0")),
@@ -51,6 +56,55 @@ def test_released_weights_are_read_from_both_formats(tmp_path):
         model.Checkpoint.load(tmp_path / "b0.pth")
     with pytest.raises(InputError, match="b0.pth cannot be read.*do not fit"):
         model.Checkpoint.load(tmp_path / "b0.pth", "b1")
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "ema"])
+def test_a_state_dict_under_a_key_of_its_own_is_found(tmp_path, key):
+    source = model.efficientnet("0.25x0.5", 10).state_dict()
+    torch.save({key: source, "epoch": 7, "optimizer": {"lr": 0.1}}, tmp_path / "wrapped.pth")
+    found = model.Checkpoint.load(tmp_path / "wrapped.pth", "0.25x0.5")
+    assert all(torch.equal(found.weights[name], value) for name, value in source.items())
+
+
+@pytest.mark.parametrize(("contents", "said"), [
+    ({"model": {"a": torch.ones(1)}, "ema": {"a": torch.ones(1)}}, "it holds model, ema: give a"),
+    ({"epoch": 3}, "it holds epoch: give a file of a state dict alone"),
+    ({}, "it holds nothing"), ([torch.ones(1)], "it holds a list"),
+    (torch.ones(1), "it holds a Tensor"),
+])
+def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path, contents, said):
+    torch.save(contents, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=f"other.pth cannot be read as a checkpoint .{said}"):
+        model.Checkpoint.load(tmp_path / "other.pth", "b0")
+
+
+def test_a_plain_pickle_is_refused_without_a_word_of_pytorchs(tmp_path, recwarn, capfd):
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"weights": np.ones(3)}, protocol=4))
+    with pytest.raises(InputError, match="plain.pkl cannot be read as a checkpoint .damaged, or"):
+        model.Checkpoint.load(tmp_path / "plain.pkl", "b0")
+    assert not recwarn.list and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"image_size": -4}, "-4 pixels a side"), ({"image_size": 0}, "0 pixels a side"),
+    ({"image_size": "large"}, "damaged"), ({"arch": 3}, "damaged"), ({"dropout": 7.0}, "not 0.8"),
+    ({"arch": "b9"}, "unknown architecture"),
+])
+def test_a_checkpoint_with_impossible_settings_is_one_line(tmp_path, change, said):
+    network = model.efficientnet("0.25x0.5", 2)
+    config = asdict(TrainConfig(arch="0.25x0.5", image_size=32)) | change
+    meta = json.dumps({"config": config, "classes": ["a", "b"]})
+    torch.save({"model": network.state_dict(), "meta": meta}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=f"a.pt cannot be read as a checkpoint .*{said}"):
+        model.Checkpoint.load(tmp_path / "a.pt")
+
+
+def test_a_checkpoint_names_as_many_classes_as_it_has_logits(tmp_path):
+    network = model.efficientnet("0.25x0.5", 3)
+    meta = json.dumps({"config": asdict(TrainConfig(arch="0.25x0.5")), "classes": ["a", "b"]})
+    torch.save({"model": network.state_dict(), "meta": meta}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="names 2 classes, but has 3 logits"):
+        model.Checkpoint.load(tmp_path / "a.pt")
 
 
 def test_a_file_cannot_run_code(tmp_path):
