@@ -6,6 +6,7 @@ What a run does with its files is in test_runs.py.
 import dataclasses
 import functools
 import math
+import re
 import shutil
 from unittest import mock
 
@@ -468,3 +469,17 @@ def test_a_pool_and_its_pseudo_labels_go_together(flags, tmp_path, capsys):
     arguments = ["--labeled", str(tmp_path), *flags, "--out", str(tmp_path / "a.pt")]
     assert cli.run(train.main, arguments) == 2
     assert "--unlabeled and --pseudo-label-dir go together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [("--learning-rate", "1e25", "--optimizer", "sgd"),
+                                   ("--out", "below/a.jsonl")])
+def test_an_error_is_the_last_line_and_stands_alone_below_the_progress_bar(
+        flags, splits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_images(splits.labeled, tmp_path / "images")
+    arguments = ["--labeled", "images", "--arch", "0.25x0.34", "--image-size", "32",
+                 "--batch-size", "8", "--epochs", "40", "--device", "cpu", "--out", "a.pt", *flags]
+    assert cli.run(train.main, arguments) == 2
+    *before, last, nothing = re.split("[\r\n]", capsys.readouterr().err)
+    assert last.startswith("train.py: ") and not nothing
+    assert not any("train.py: " in line for line in before)
