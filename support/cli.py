@@ -65,12 +65,10 @@ KNOWN = {
     "out of memory|DefaultCPUAllocator|not enough memory|size calculation overflowed":
         "out of memory: lower --batch-size or --image-size; a training also takes "
         "--accumulation-steps and --checkpoint-blocks",
-    "shared memory|Bus error":
-        "the workers that read images have too little shared memory: give --workers 0, or start "
-        "the container with more of it (--shm-size 8g, or --ipc=host)",
-    "DataLoader worker":
-        "a worker that reads images was killed, most likely as the memory is full: lower --workers "
-        "(0: no workers); the same command continues",
+    "DataLoader worker|shared memory":
+        "a worker that reads images was killed, most likely as the memory, or a container's shared "
+        "memory, is full: give --workers 0, or start the container with --shm-size 8g or "
+        "--ipc=host; the same command continues",
 }
 
 

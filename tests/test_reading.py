@@ -1,6 +1,10 @@
 """Images are read in batches, clean, by any number of processes; a network without noise."""
 
 import itertools
+import os
+import signal
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,7 @@ from noise_images import in_memory, write_classes, write_files
 from PIL import Image
 from torch import nn
 
-from support import InputError, datasets, devices, folders, images, reading
+from support import InputError, cli, datasets, devices, folders, images, reading
 
 BATCHES = (torch.tensor([0, 1, 0]), torch.tensor([5, 2]), torch.tensor([0, 1, 0]))
 
@@ -170,3 +174,34 @@ def test_rows_of_images_that_are_not_usable_are_zero(filed):
 def test_batches_of_larger_images_are_smaller_and_never_empty():
     assert [reading.size_for(size) for size in (32, 128, 224, 800)] == [500, 500, 163, 12]
     assert reading.size_for(10**6) == 1
+
+
+# ---- Workers that die ----
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No flags"""
+
+
+def killed_at_5(key):
+    if key == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.zeros(3)
+
+
+def without_shared_memory(key):
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: "
+                       "No space left on device (28)")
+
+
+@pytest.mark.parametrize("decode", [killed_at_5, without_shared_memory])
+def test_a_worker_that_dies_is_one_line_with_the_flag_that_helps(decode, capsys):
+    def main(flags: Nothing) -> None:
+        for _ in reading.read(decode, ([key] for key in range(100)), workers=2):
+            time.sleep(0.01)
+
+    assert cli.run(main, []) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("test_reading.py: a worker that reads images was killed, most likely")
+    assert "--workers 0" in error and "--shm-size" in error and error.count("\n") == 1
