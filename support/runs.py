@@ -103,13 +103,13 @@ class Run:
 
     def steps(self, batches: Iterable) -> Iterator[tuple]:
         """(step, batch) to the last one, under a progress bar and with the log open."""
-        self.bar = tqdm(batches, self.name, self.total, initial=self.first, unit="step",
-                        disable=devices.rank() > 0,
-                        mininterval=0.5 if sys.stderr.isatty() else 20)
-        self.started = time.perf_counter()
         with contextlib.ExitStack() as held:
             held.enter_context(lock(self.out, self.lock))
             self.write_line = held.enter_context(open_log(self.log_file, self.name, self.first))
+            self.bar = tqdm(batches, self.name, self.total, initial=self.first, unit="step",
+                            disable=devices.rank() > 0,
+                            mininterval=0.5 if sys.stderr.isatty() else 20)
+            self.started = time.perf_counter()
             for step, batch in enumerate(self.bar, start=self.first):
                 self.images += len(batch)
                 yield step, batch

@@ -472,11 +472,12 @@ def test_a_pool_and_its_pseudo_labels_go_together(flags, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags", [("--learning-rate", "1e25", "--optimizer", "sgd"),
-                                   ("--out", "below/a.jsonl")])
+                                   ("--out", "below/a.jsonl"), ("--out", "notes.pt")])
 def test_an_error_is_the_last_line_and_stands_alone_below_the_progress_bar(
         flags, splits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_images(splits.labeled, tmp_path / "images")
+    (tmp_path / "notes.jsonl").write_text("no log\nof a run\n")
     arguments = ["--labeled", "images", "--arch", "0.25x0.34", "--image-size", "32",
                  "--batch-size", "8", "--epochs", "40", "--device", "cpu", "--out", "a.pt", *flags]
     assert cli.run(train.main, arguments) == 2
