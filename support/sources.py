@@ -175,6 +175,11 @@ def read_training(flags, image_size: int,
     """(labelled, validation, pseudo-labelled) images by the flags of train.py."""
     if (flags.unlabeled is None) != (flags.pseudo_label_dir is None):
         raise InputError("--unlabeled and --pseudo-label-dir go together: give both or none")
+    if flags.fixed_resolution and not flags.start_from:
+        raise InputError("--fixed-resolution needs --start-from: the network to fine-tune")
+    if flags.fixed_resolution and flags.unlabeled:
+        raise InputError("--fixed-resolution is a training on labelled images alone: leave out "
+                         "--unlabeled and --pseudo-label-dir")
     files.require_place(flags.out, [flags.labeled, flags.val, flags.unlabeled])
     labeled, validation = datasets.read_folder(flags.labeled, image_size, workers=workers), None
     if flags.val:

@@ -184,7 +184,8 @@ def test_shape_dtype_and_independence_of_neighbours(name, magnitude, count, heig
     before = images.clone()
     values = torch.full((count,), level_to_value(name, magnitude, min(height, width)))
     values *= torch.linspace(0.3, 1, count)  # every image its own
-    values = values.floor() if STRENGTHS[name].whole else values
+    if name in ("Posterize", "Solarize", "SolarizeAdd", "Cutout"):
+        values = values.floor()
     together = apply_operation(images, name, values)
     assert together.shape == images.shape and together.dtype == torch.uint8
     assert torch.equal(images, before), "the input was changed"
@@ -237,14 +238,14 @@ def test_names_are_autoaugments():
     ("name", "at_10", "at_27"),
     [
         ("AutoContrast", 0, 0), ("Equalize", 0, 0), ("Invert", 0, 0), ("Rotate", 30, 81),
-        ("Posterize", 4, 8), ("Solarize", 256, 256), ("SolarizeAdd", 110, 297),
+        ("Posterize", 4, 1), ("Solarize", 0, 179), ("SolarizeAdd", 110, 297),
         ("Color", 1.9, 4.96), ("Contrast", 1.9, 4.96), ("Brightness", 1.9, 4.96),
         ("Sharpness", 1.9, 4.96), ("ShearX", 0.3, 0.81), ("ShearY", 0.3, 0.81),
         ("TranslateX", 100, 270), ("TranslateY", 100, 270), ("Cutout", 40, 108),
     ],
 )  # fmt: skip
 def test_magnitude_27_is_2_7_times_autoaugments_maximum(name, at_10, at_27):
-    """Twenty-seven tenths, not 27/30; only the domains of posterize and solarize cap it."""
+    """Twenty-seven tenths, not 27/30; the bytes of posterize and solarize overflow."""
     assert level_to_value(name, 10, 224) == pytest.approx(at_10)
     assert level_to_value(name, 27, 224) == pytest.approx(at_27)
 
@@ -257,12 +258,23 @@ def test_small_images_move_by_an_eighth():
 
 def test_posterize_and_solarize_are_not_reversed():
     """A larger magnitude keeps more bits, and inverts fewer levels."""
-    assert [level_to_value("Posterize", m, 224) for m in (0, 5, 10, 15, 20)] == [0, 2, 4, 6, 8]
-    assert [level_to_value("Solarize", m, 224) for m in (0, 5, 10, 27)] == [0, 128, 256, 256]
+    assert [level_to_value("Posterize", m, 224) for m in (3, 5, 10, 15, 20)] == [1, 2, 4, 6, 8]
+    assert [level_to_value("Solarize", m, 224) for m in (0, 5, 9)] == [0, 128, 230]
     levels = IMAGES["full range"]
     assert apply_operation(levels, "Posterize", torch.tensor([2.0])).unique().numel() == 4
     solarized = apply_operation(levels, "Solarize", torch.tensor([200.0])).flatten(2)[0, 0]
     assert solarized[:200].tolist() == list(range(200)) and solarized[200] == 55
+
+
+def test_posterize_and_solarize_overflow_a_byte_as_in_the_released_code():
+    """Seen when it was run: thresholds of Solarize, levels that Posterize leaves."""
+    thresholds = {10: 0, 12: 51, 15: 128, 18: 204, 20: 0, 24: 102, 27: 179, 30: 0}
+    assert {m: level_to_value("Solarize", m, 224) for m in thresholds} == thresholds
+    levels = IMAGES["full range"]
+    for magnitude, count in ((0, 2), (10, 16), (20, 256), (24, 2), (27, 2), (30, 2)):
+        bits = torch.tensor([level_to_value("Posterize", magnitude, 224)])
+        assert apply_operation(levels, "Posterize", bits).unique().numel() == count
+    assert level_to_value("Posterize", 27, 224) == 1
 
 
 @pytest.mark.parametrize("size", [32, 224])
@@ -278,6 +290,8 @@ def test_torchvisions_strengths_are_magnitudes_here(size):
         assert STRENGTHS[name].signed == (signed and not factor), name
         for number in range(31) if magnitudes.ndim else ():
             theirs = factor + magnitudes[number].item()
+            if name == "Solarize" and theirs > 255:  # nothing inverted there, everything here
+                continue
             magnitude = {
                 "Rotate": number / 3, "ShearX": number / 3, "ShearY": number / 3,
                 "TranslateX": number / 3 * (size * 150 / 331 / pixels),
@@ -382,6 +396,14 @@ def numbered(count: int, size: int) -> torch.Tensor:
 NO_OPERATION = RandAugment(num_ops=0)
 
 
+class NoChange(RandAugment):
+    """One operation, a rotation by no angle."""
+
+    def draw(self, chance: Chance, height: int, width: int) -> torch.Tensor:
+        count = len(chance.randint(1))
+        return torch.tensor([OPERATIONS.index("Rotate"), 0.0, 0, 0]).expand(count, 1, 4)
+
+
 def seeded(images: torch.Tensor, seed: int = 0) -> Chance:
     return Chance.of(images, torch.Generator().manual_seed(seed))
 
@@ -389,7 +411,7 @@ def seeded(images: torch.Tensor, seed: int = 0) -> Chance:
 def test_augment_cifar_crops_flips_and_cuts_out():
     count, size = 600, 32
     images = numbered(count, size)
-    images = augment.augment_cifar(images, NO_OPERATION, seeded(images))
+    images = augment.augment_cifar(images, NoChange(), seeded(images))
     assert images.shape == (count, 3, size, size) and images.dtype == torch.uint8
     gray = images[:, 2] == EMPTY
     covered = gray.flatten(1).sum(1)  # 16x16, reflected by up to 4 pixels more
@@ -420,11 +442,17 @@ def test_augment_cifar_crops_flips_and_cuts_out():
 
 def test_augment_cifar_without_flip_and_scaled():
     images = numbered(200, 64)
-    result = augment.augment_cifar(images, NO_OPERATION, seeded(images), flip=False)
+    result = augment.augment_cifar(images, NoChange(), seeded(images), flip=False)
     gray = result[:, 2] == EMPTY
     assert gray.flatten(1).sum(1).max() > 30 * 30  # 32x32 at side 64
     increasing = (result[:, 1, :, 20:].float().diff(dim=2) > 0) | gray[..., 20:-1] | gray[..., 21:]
     assert increasing[..., :32].all()
+
+
+def test_augment_cifar_has_no_cutout_without_rand_augment():
+    """In the authors' code the square belongs to RandAugment: a plain teacher has none."""
+    images = numbered(200, 32)
+    assert not (augment.augment_cifar(images, NO_OPERATION, seeded(images))[:, 2] == EMPTY).any()
 
 
 def test_augment_imagenet_flips_before_rand_augment():

@@ -21,7 +21,7 @@ import train
 from iterate import Generation
 from model import Checkpoint
 from pseudo_label import Labelling
-from support import InputError, cli, datasets, devices, files, plans, runs
+from support import InputError, batches, cli, datasets, devices, files, plans, runs
 
 SHORT = ["--unlabeled-images", "120", "--labels-per-class", "3", "--test-per-class", "10",
          "--epochs", "2", "--per-class", "8", "--threshold", "0.05", "--device", "cpu"]
@@ -278,21 +278,68 @@ def test_labels_alone_get_the_same_fine_tuning(small_pictures, tmp_path):
         alone, test, 72, devices.CPU)
 
 
+QUICK = train.TrainConfig(**plans.DEMO | {"batch_size": 10, "epochs": 1.0})
+
+
+def quick_loop(out, seed=0, **changes):
+    """A teacher and a student of its size, in a second; `changes` are the student's."""
+    config = dataclasses.replace(QUICK, seed=seed)
+    generations = (Generation("teacher", config), dataclasses.replace(
+        Generation("student 1", config, Labelling(threshold=0.0, per_class=4)), **changes))
+    splits = datasets.demo(0, labels_per_class=2, unlabeled=40, val_per_class=1, test_per_class=1)
+    return iterate.iterate(generations, splits, out, devices.CPU, robustness=False)
+
+
 def test_labels_alone_get_the_noise_and_the_steps_of_the_student(tmp_path):
     """Section 3.2, "We apply RandAugment to all EfficientNet baselines"."""
-    quick = train.TrainConfig(**plans.DEMO | {
-        "batch_size": 10, "epochs": 1.0, "rand_augment_operations": 0})
-    student = dataclasses.replace(quick, epochs=2.0, rand_augment_operations=1,
-                                  augment_unlabeled=False)
-    generations = (
-        Generation("teacher", quick),
-        Generation("student 1", student, Labelling(threshold=0.0, per_class=4)),
-    )
-    splits = datasets.demo(0, labels_per_class=2, unlabeled=40, val_per_class=1, test_per_class=1)
-    iterate.iterate(generations, splits, tmp_path, devices.CPU, robustness=False)
-    alone = settings_of(tmp_path / "student-1-labels-only.pt")
-    assert alone["config"] == dataclasses.asdict(dataclasses.replace(
-        student, augment_unlabeled=True, unlabeled_ratio=0, labeled_images=20))
+    student = dataclasses.replace(QUICK, epochs=2.0, rand_augment_operations=2, dropout=0.4)
+    quick_loop(tmp_path, config=student)
+    alone = settings_of(tmp_path / "student-1-labels-only.pt")["config"]
+    expected = dataclasses.replace(student, unlabeled_ratio=0, labeled_images=20)
+    assert alone == dataclasses.asdict(expected) | {"seed": alone["seed"]}
+
+
+def steps_of(folder):
+    """The last step of each training of a loop, by its name."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return {line["name"]: line["step"] + 1 for line in lines}
+
+
+@pytest.mark.parametrize(("changes", "phases"), [
+    ({}, 1), ({"joint": False}, 2), ({"fixed_resolution": 32}, 2),
+    ({"joint": False, "fixed_resolution": 32}, 3), ({"from_teacher": True}, 1),
+])
+def test_labels_alone_take_as_many_steps_as_the_student_in_every_phase(changes, phases, tmp_path):
+    quick_loop(tmp_path, **changes)
+    steps = steps_of(tmp_path)
+    student = {name: count for name, count in steps.items() if name.startswith("student 1")
+               and "labels only" not in name}
+    alone = {name.replace(", labels only", ""): count for name, count in steps.items()
+             if "labels only" in name}
+    assert student == alone and len(student) == phases
+
+
+def test_every_training_of_a_loop_has_random_numbers_of_its_own(tmp_path):
+    """A student "from scratch" starts from other weights, and sees another order of images."""
+    quick_loop(tmp_path / "a")
+    names = ("teacher", "student-1", "student-1-labels-only")
+    seeds = [settings_of(tmp_path / "a" / f"{name}.pt")["config"]["seed"] for name in names]
+    assert len({0, *seeds}) == 4
+    starts = [train.build_model(dataclasses.replace(QUICK, seed=seed), 10).classifier.weight
+              for seed in seeds]
+    orders = [next(batches.shuffled(20, 10, 0, 1, batches.seed_of(seed, 0))) for seed in seeds]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(starts[one], starts[other])
+        assert not torch.equal(orders[one], orders[other])
+
+
+def test_the_seeds_of_a_loop_follow_from_its_own(tmp_path):
+    first, again, other = (quick_loop(tmp_path / name, seed) for name, seed in (
+        ("a", 0), ("b", 0), ("c", 1)))
+    assert first == again and (first["seed"], other["seed"]) == (0, 1)
+    one, same, different = (settings_of(tmp_path / name / "student-1.pt")["config"]["seed"]
+                            for name in "abc")
+    assert one == same != different
 
 
 def test_generations_of_the_paper_are_those_of_table_7():

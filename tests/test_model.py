@@ -232,6 +232,20 @@ def test_frozen_shallow_layers_do_not_move_in_training():
     assert not torch.equal(after["head_norm.running_mean"], before["head_norm.running_mean"])
 
 
+def test_frozen_blocks_are_not_dropped_and_free_ones_are():
+    """The authors switch stochastic depth off where layers are fixed."""
+    network = model.EfficientNet(0.25, 2.0, num_classes=5, survival_prob=0.01).train()
+    model.freeze_shallow(network, stages=5)
+    hidden = {}
+    for number in (4, 6):  # blocks with a residual connection
+        block = network.stages[number][-1]
+        assert block.residual and block.survival_prob < 0.7
+        images = torch.randn(6, block.project.out_channels, 4, 4)
+        twice = [block(images) for _ in range(2)]
+        hidden[number] = torch.equal(*twice) and torch.equal(twice[0], block.eval()(images))
+    assert hidden == {4: True, 6: False}
+
+
 def test_fixing_fewer_layers_later_frees_the_others():
     network = model.EfficientNet(**TINY).train()
     assert all(parameter.requires_grad for parameter in network.parameters())

@@ -40,7 +40,7 @@ def test_ema_equals_its_closed_form_for_weights_and_batch_norm_statistics():
         weight.data.normal_()
         mean.normal_()
         network.stem_norm.num_batches_tracked += 1
-        decay = min(0.6, (1 + step) / (10 + step))
+        decay = min(0.6, (2 + step) / (11 + step))  # TensorFlow counts the steps from 1
         expected = [decay * old + (1 - decay) * new.detach().double()
                     for old, new in zip(expected, (weight, mean), strict=True)]
         average.update(network, step)

@@ -239,7 +239,7 @@ def test_the_first_image_of_a_folder_tells_the_plan(side, expected, tmp_path):
 
 def training_flags(own, **changes):
     flags = {"labeled": own.labeled, "val": None, "unlabeled": None, "pseudo_label_dir": None,
-             "pseudo_labels": None}
+             "pseudo_labels": None, "fixed_resolution": None, "start_from": None, "out": "a.pt"}
     return SimpleNamespace(**flags | changes)
 
 
@@ -316,7 +316,7 @@ def test_small_images_of_a_folder_keep_their_size(side, plan, image_size, tmp_pa
 
 
 def test_a_forgotten_labeled_folder_does_not_start_the_demo(tmp_path, capsys):
-    assert run("--unlabeled", tmp_path, "--out", tmp_path / "out") == 2
+    assert run("--unlabeled", tmp_path / "pool", "--out", tmp_path / "out") == 2
     assert "--unlabeled does not go with the demo's images" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -5,6 +5,7 @@ What a run does with its files is in test_runs.py.
 
 import dataclasses
 import functools
+import inspect
 import math
 import re
 import shutil
@@ -15,7 +16,9 @@ import pytest
 import tiny
 import torch
 from tiny import TINY, run, same, weights, write_images
+from torch.nn.functional import cross_entropy
 
+import iterate
 import model
 import train
 from support import InputError, cli, datasets, devices
@@ -203,6 +206,46 @@ def test_cifar_and_imagenet_crops_are_different_noise():
     assert torch.equal(auto, imagenet) and not torch.equal(auto, cifar)
 
 
+@pytest.mark.parametrize("normalization", ["concat", "algorithm1", "official"])
+def test_one_kind_of_images_alone_counts_as_its_mean_whatever_the_normalization(normalization):
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    loss = train.joint_loss(logits, labels, None, 0.1, normalization)
+    torch.testing.assert_close(loss, cross_entropy(logits, labels, label_smoothing=0.1))
+    targets = torch.softmax(torch.randn(6, 4), 1)
+    loss = train.joint_loss(logits, labels[:0], targets, 0.1, normalization)
+    torch.testing.assert_close(loss, cross_entropy(logits, targets))
+
+
+@pytest.mark.parametrize("ratio", [3, 14, 28])
+def test_steps_of_rmsprop_scale_with_the_loss_where_gradients_are_small(ratio):
+    """Epsilon is inside the root and large: the authors' sum l + r u moves 1 + r times as far as
+    section 3.1's average.
+    """
+    moved = {}
+    for normalization in ("official", "concat"):
+        weight = torch.nn.Parameter(torch.zeros(4, 8))
+        images = torch.randn(1 + ratio, 8, generator=torch.Generator().manual_seed(0)) / 1000
+        optimizer = train.RMSpropTF([weight], lr=0.1)
+        targets = torch.softmax(images[1:, :4], 1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            train.joint_loss(images @ weight.T, torch.tensor([2]), targets, 0.1,
+                             normalization).backward()
+            optimizer.step()
+        moved[normalization] = weight.detach().clone()
+    ratios = moved["official"] / moved["concat"]
+    torch.testing.assert_close(ratios, torch.full((4, 8), 1.0 + ratio), rtol=1e-3, atol=0)
+
+
+def test_the_papers_plan_takes_the_authors_loss_and_small_plans_the_average():
+    assert TrainConfig().normalization == train.recipe("b7").normalization == "official"
+    assert inspect.signature(train.joint_loss).parameters["normalization"].default == "concat"
+    found = {name: {one.config.normalization for one in plan}
+             for name, plan in iterate.PLANS.items()}
+    assert found["paper"] == {"official"}
+    assert found["demo"] == found["cifar10-cpu"] == found["cifar10"] == found["own"] == {"concat"}
+
+
 # ---- Trainings ----
 
 
@@ -215,7 +258,7 @@ CHANGES = {
     "arch": "0.25x0.6", "image_size": None, "small_images": True, "dropout": 0.6,
     "survival_prob": 0.3, "rand_augment_operations": 0, "rand_augment_magnitude": 20.0,
     "flip": False, "crops": "imagenet", "augment_unlabeled": False, "model_noise_unlabeled": False,
-    "unlabeled_ratio": 1, "normalization": "official",
+    "unlabeled_ratio": 1, "normalization": "concat",
     "label_smoothing": 0.3, "batch_size": 4, "labeled_images": None, "epochs": 2.0,
     "learning_rate": 0.01, "warmup_epochs": 1.0, "schedule": "exponential", "decay_rate": 0.5,
     "decay_epochs": 0.4, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.5,
@@ -365,8 +408,11 @@ def test_a_start_of_other_classes_is_an_error(splits, tmp_path):
 
 def test_a_start_of_another_architecture_is_an_error(splits, tmp_path):
     teacher = run(TINY, splits, tmp_path / "teacher.pt", students=False)
-    with pytest.raises(InputError, match="cannot start from .*teacher.pt"):
-        run(dataclasses.replace(TINY, arch="0.5x0.34"), splits, tmp_path / "a.pt", start=teacher)
+    for change, said in (
+            ({"arch": "0.5x0.34"}, "a 0.25x0.34, not a 0.5x0.34.* give --arch 0.25x0.34"),
+            ({"small_images": True}, "give --arch 0.25x0.34 --no-small-images")):
+        with pytest.raises(InputError, match=f"teacher.pt holds .*{said}"):
+            run(dataclasses.replace(TINY, **change), splits, tmp_path / "a.pt", start=teacher)
 
 
 @pytest.mark.parametrize(("content", "name"), [(None, "missing.pt"), (b"nonsense", "broken.pt")])
@@ -378,6 +424,40 @@ def test_a_missing_or_broken_checkpoint_is_an_error_and_not_random_weights(
         model.Checkpoint.load(tmp_path / name)
     with pytest.raises(InputError, match=name):
         run(TINY, splits, tmp_path / "a.pt", start=tmp_path / name)
+
+
+def test_resolution_fix_takes_the_last_rate_of_the_schedule_and_keeps_it():
+    """0.128 * 0.97^145 after 350 epochs, one factor every 2.4."""
+    before = dataclasses.replace(train.recipe("l2"), labeled_images=1_281_167)
+    config = train.resolution_fix(before, 800)
+    rates = {train.learning_rate(step, config) for step in range(config.total_steps)}
+    assert rates == {train.learning_rate(before.total_steps - 1, before)}
+    assert rates.pop() == pytest.approx(0.128 * 0.97**145) == pytest.approx(0.00155, rel=0.01)
+    assert 930 < config.total_steps < 945  # 1.5 epochs of 2048 images a step
+
+
+def test_resolution_fix_after_a_cosine_falls_from_a_tenth_to_zero():
+    config = train.resolution_fix(dataclasses.replace(TINY, labeled_images=8000), 48)
+    first, last = (train.learning_rate(step, config) for step in (0, config.total_steps - 1))
+    assert first == pytest.approx(TINY.learning_rate * TINY.batch_size / 256 / 10)
+    assert last < 0.01 * first
+
+
+def test_resolution_fix_is_one_flag(splits, tmp_path, capsys):
+    write_images(splits.labeled, tmp_path / "images")
+    teacher = run(TINY, splits, tmp_path / "teacher.pt", students=False)
+    flags = ["--labeled", str(tmp_path / "images"), "--arch", "0.25x0.34", "--image-size", "32",
+             "--fixed-resolution", "48", "--device", "cpu", "--out", str(tmp_path / "a.pt")]
+    with mock.patch.object(train, "train") as started:
+        assert cli.run(train.main, [*flags, "--start-from", str(teacher)]) == 0
+    expected = dataclasses.replace(train.recipe("0.25x0.34"), image_size=32)
+    assert started.call_args.args[0] == train.resolution_fix(expected, 48)
+    assert started.call_args.kwargs["start"] == str(teacher)
+    assert cli.run(train.main, flags) == 2
+    assert "--fixed-resolution needs --start-from" in capsys.readouterr().err
+    assert cli.run(train.main, [*flags, "--start-from", str(teacher), "--unlabeled", "x",
+                                "--pseudo-label-dir", "y"]) == 2
+    assert "on labelled images alone: leave out --unlabeled" in capsys.readouterr().err
 
 
 def test_resolution_fix_is_a_short_clean_fine_tuning_of_the_deep_layers():
