@@ -55,8 +55,8 @@ class Generation:
 L2 = train.recipe("l2")  # trained at 475 pixels, tested at 800
 PAPER = Labelling(per_class=130_000)
 PLANS: dict[str, tuple[Generation, ...]] = {
-    name: tuple(Generation(title, TrainConfig(**config), Labelling(**labelling))
-                for title, config, labelling in generations)
+    name: tuple(Generation(title, replace(train.recipe(config["arch"]), **config),
+                           Labelling(**labelling)) for title, config, labelling in generations)
     for name, generations in plans.GENERATIONS.items()
 } | {
     # Table 7: B7, then L2 three times, the last with twice the unlabelled images in a batch.
@@ -168,6 +168,8 @@ class Flags:
     labels_only: bool = True  # compare with each architecture trained on the labels alone
     robustness: bool = True  # corrupt, perturb, attack 32x32 test images (3.3, 3.4)
     allow_smaller_student: bool = False  # against the paper's advice
+    dry_run: bool = False  # only print what would be done, without any image
+    images_per_second: cli.Positive | None = None  # of a training: a dry run in device hours, too
 
 
 def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
@@ -176,6 +178,8 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
     plan, wanted = sources.plan_for(source, flags.plan)
     generations = plans.with_flags(plan, PLANS[plan], flags, labelling, ablations,
                                    wanted | changes, model.scaling, train.recipe)
+    if flags.dry_run or flags.images_per_second:
+        return print(plans.outline(plan, generations, flags, source, train_phases, train.recipe))
     machine, out = machine.chosen(), Path(flags.out or f"runs/{plan}")
     files.require_place(out, [source.labeled, source.unlabeled, source.test, source.val])
     splits = sources.choose(source, plan, generations[0].config.image_size, flags.seed,

@@ -47,7 +47,7 @@ def show(report: dict, pool: images.ImageSet, out: Path) -> None:
 # ---- The tables ----
 
 
-def _align(lines: list[list]) -> str:
+def align(lines: list[list]) -> str:
     """A head and rows as text: words to the left, numbers to the right, None as "-"."""
     columns = []
     for head, *cells in zip(*lines, strict=True):
@@ -69,7 +69,7 @@ def table(report: dict) -> str:
                       *map(counts.get, ("pool", "confident", "unique", "balanced")),
                       row["pseudo_label_top1"], row["val_top1"], row["test_top1"],
                       row["labels_only_test_top1"]])
-    return _align(lines)
+    return align(lines)
 
 
 def robustness_table(report: dict) -> str:
@@ -89,7 +89,7 @@ def robustness_table(report: dict) -> str:
             "with published figures.\n"
             "mCE, mFR: corruption error and flip rate over the teacher's, which is 100 (in the "
             "paper AlexNet's);\nlower is better. FGSM, PGD: top-1 after an attack that changes "
-            f"each pixel by at most {' or '.join(epsilons)} of 255.\n\n" + _align(lines))
+            f"each pixel by at most {' or '.join(epsilons)} of 255.\n\n" + align(lines))
 
 
 # ---- The picture ----

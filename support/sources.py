@@ -19,7 +19,7 @@ PUBLISHED = {
     "cifar10": (sets.CIFAR10, (True, False), "cifar10", {}),
     "cifar100": (sets.CIFAR100, (True, False), "cifar10", {}),
     # authors: no flips; a mirrored digit is none.
-    "svhn": (sets.SVHN, ("train", "test", "extra"), "cifar10", {"flip": False}),
+    "svhn": (sets.SVHN, ("train", "test", "extra"), "svhn", {"flip": False}),
     # As large as they are: the 113,000 images are held in memory.
     "stl10": (sets.STL10, ("train", "test", "unlabeled"), "own", {"image_size": 96}),
     "imagenette": (sets.Imagenette, ("train", "val"), "own", {}),

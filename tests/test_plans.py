@@ -1,6 +1,7 @@
 """The small plans, and what the command line makes of a plan."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from doubles import planned
 import iterate
 import model
 import train
-from support import InputError, devices, plans
+from support import InputError, cli, devices, plans
 from support.images import ImageSet
 
 
@@ -83,3 +84,86 @@ def test_students_of_every_plan_are_equal_or_larger():
     with pytest.raises(InputError, match="smaller than its teacher"):
         plans.check(plan[::-1], labeled, devices.CPU, train.build_model, False)
     plans.check(plan[::-1], labeled, devices.CPU, train.build_model, True)
+
+
+# ---- What a plan would cost ----
+
+
+def outlined(capsys, *flags):
+    """The lines of a dry run, as lists of words, and its whole text."""
+    assert cli.run(iterate.main, [*flags, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    return {line.split("  ")[0]: line.split() for line in text.splitlines()}, text
+
+
+def test_a_dry_run_of_table_7_counts_as_the_paper_does(capsys, tmp_path, monkeypatch):
+    """350 epochs of 1,281,167 images, 2,048 a step; ratios 14, 14, 28; 300 M, then 130 M labels."""
+    monkeypatch.chdir(tmp_path)
+    lines, text = outlined(capsys, "--plan", "paper", "--no-labels-only",
+                           "--images-per-second", "1000")
+    steps = round(350 * 1_281_167 / 2048)
+    assert lines["teacher"][1:] == ["b7", "600", f"{steps:,}", "2,048", f"{2048 * steps:,}", "-"]
+    for name, ratio in (("student 1", 14), ("student 2", 14), ("student 3", 28)):
+        batch = 2048 * (1 + ratio)
+        assert lines[name][2:] == ["l2", "475", f"{steps:,}", f"{batch:,}", f"{batch * steps:,}",
+                                   "430,000,000"]
+        fix = round(1.5 * 1_281_167 / 2048)
+        assert lines[f"{name}, 800 px"][4:8] == ["l2", "800", f"{fix:,}", "2,048"]
+    trained = 2048 * (steps * (1 + 15 + 15 + 29) + 3 * fix)
+    assert f"in all {trained:,} images trained on, 1,290,000,000 labelled" in text
+    assert f"{(trained + 430e6) / 1000 / 3600:,.1f} device hours" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_runs_of_table_6_and_figure_2(capsys):
+    lines, text = outlined(capsys, "--plan", "table6", "--no-labels-only")
+    assert lines["student 1"][2:4] == ["b5", "456"] and lines["student 1"][5] == "4,096"
+    assert "unlabeled_ratio 1 (3)" in text and "rand_augment" not in text
+    lines, text = outlined(capsys, "--plan", "table6-1.3m", "--no-labels-only")
+    assert lines["student 1"][-1] == "2,600,000" and "rand_augment_operations 0 (2)" in text
+    for arch, ratio, epochs in (("b0", 1, 700), ("b4", 3, 700), ("b7", 3, 350)):
+        lines, text = outlined(capsys, "--plan", "figure2", "--arch", arch, "--no-labels-only")
+        steps = round(epochs * 1_281_167 / 2048)
+        assert lines["teacher"][1] == lines["student 1"][2] == arch
+        assert lines["student 1"][4:6] == [f"{steps:,}", f"{2048 * (1 + ratio):,}"]
+        assert "teacher, student 1: as in the paper" in text
+
+
+def test_a_dry_run_counts_what_the_loop_does(capsys, tmp_path):
+    flags = ["--epochs", "4", "--batch-size", "10", "--labels-per-class", "2", "--val-per-class",
+             "2", "--test-per-class", "2", "--unlabeled-images", "60", "--per-class", "4",
+             "--threshold", "0", "--no-joint", "--no-robustness", "--device", "cpu"]
+    lines, _ = outlined(capsys, *flags)
+    assert cli.run(iterate.main, [*flags, "--out", str(tmp_path / "run")]) == 0
+    log = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    steps = {line["name"]: f"{line['step'] + 1:,}" for line in log if "step" in line}
+    for name, count in steps.items():
+        assert lines[name][len(name.split()) + 2] == count, name
+    assert len(steps) == len([name for name in lines if name.startswith(("teacher", "student"))
+                              and ":" not in name])
+
+
+def test_a_dry_run_says_what_a_small_plan_changes_of_the_papers_recipe(capsys):
+    _, demo = outlined(capsys)
+    for change in ("optimizer adamw (rmsprop)", "schedule cosine (exponential)",
+                   "rand_augment_operations 1 (2)", "rand_augment_magnitude 5.0 (27)"):
+        assert change in demo
+    assert "temperature" not in demo
+    _, cifar = outlined(capsys, "--plan", "cifar10-cpu")
+    assert "temperature 0.5 (1.0)" in cifar
+
+
+# ---- SVHN ----
+
+
+def test_the_plan_of_svhn_is_the_authors_recipe():
+    """Their public script; 0.0002 per 256 images is the rate it ends at."""
+    for generation in iterate.PLANS["svhn"]:
+        config = dataclasses.replace(generation.config, labeled_images=73_257)
+        assert (config.arch, config.image_size, config.small_images) == ("b0", 32, True)
+        assert (config.batch_size, config.unlabeled_ratio) == (128, 5)
+        assert (config.rand_augment_operations, config.rand_augment_magnitude) == (2, 5)
+        assert (config.optimizer, config.weight_decay, config.flip) == ("rmsprop", 1e-4, False)
+        assert config.normalization == "official" and config.cifar_crops
+        last = train.learning_rate(config.total_steps - 1, config) * 256 / 128
+        assert last == pytest.approx(0.0002, rel=0.04)

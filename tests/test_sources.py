@@ -212,7 +212,7 @@ def test_unknown_published_set_lists_the_known_ones(capsys):
 
 
 @pytest.mark.parametrize(("dataset", "plan", "changes"), [
-    ("cifar10", "cifar10", {}), ("cifar100", "cifar10", {}), ("svhn", "cifar10", {"flip": False}),
+    ("cifar10", "cifar10", {}), ("cifar100", "cifar10", {}), ("svhn", "svhn", {"flip": False}),
     ("stl10", "own", {"image_size": 96}), ("imagenette", "own", {}),
 ])
 def test_a_published_set_has_a_plan_and_keeps_its_needs_in_another(dataset, plan, changes):
@@ -295,7 +295,7 @@ def test_digits_of_svhn_are_not_mirrored_unless_asked_for(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(("dataset", "plan", "image_size"), [
-    ("cifar10", "cifar10", 32), ("cifar100", "cifar10", 32), ("svhn", "cifar10", 32),
+    ("cifar10", "cifar10", 32), ("cifar100", "cifar10", 32), ("svhn", "svhn", 32),
     ("stl10", "own", 96), ("imagenette", "own", 224),
 ])
 def test_a_published_set_has_a_plan_that_fits_it(dataset, plan, image_size):
