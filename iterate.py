@@ -130,26 +130,27 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
     # Every choice is made: only now is the test set read, so that nothing is chosen by it.
     rows = [test(generation, checkpoint, pseudo, alone, splits.test, machine, robustness)
             for (generation, checkpoint, pseudo), alone in zip(models, on_labels, strict=True)]
-    for row in rows:
-        if row["robustness"]:
-            row["robustness"] |= eval_robust.relative_to(rows[0]["robustness"], row["robustness"])
+    for robust in filter(None, (row["robustness"] for row in rows)):
+        robust |= eval_robust.relative_to(rows[0]["robustness"], robust)
     return {"seed": generations[0].config.seed, "notes": splits.notes, "generations": rows}
 
 
 def test(generation: Generation, checkpoint: Path, pseudo: PseudoLabels | None,
          on_labels: Path | None, images: ImageSet, machine: devices.Machine, robust: bool) -> dict:
     """A generation's row of the report; accuracies in percent."""
-    def top1(found: Checkpoint) -> float:
-        return train.top1(found.network().to(machine.device), images, found.image_size, machine)
+    def accuracy(found: Checkpoint, k: int = 1) -> float:
+        network = found.network().to(machine.device)
+        return train.accuracy(network, images, found.image_size, machine, k)
 
     found, kept = Checkpoint.load(checkpoint), checkpoint.with_suffix("")
     network = found.network()
     return {
-        "name": generation.name, "arch": found.arch,
+        "name": generation.name, "arch": found.arch, "checkpoint": checkpoint.name,
         "parameters": model.count_parameters(network),
         "unlabeled": pseudo and pseudo.counts, "pseudo_label_top1": pseudo and pseudo.top1,
-        "val_top1": found.val_top1, "test_top1": top1(found),
-        "labels_only_test_top1": on_labels and top1(Checkpoint.load(on_labels)),
+        "val_top1": found.val_top1, "test_top1": accuracy(found),
+        "test_top5": accuracy(found, 5) if len(images.classes) > 5 else None,
+        "labels_only_test_top1": on_labels and accuracy(Checkpoint.load(on_labels)),
         "robustness": eval_robust.robustness(network, images, Path(f"{kept}-robustness.json"),
                                              machine.device, generation.name) if robust else None,
     }
@@ -193,8 +194,8 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
         results = iterate(generations, splits, out, machine, labels_only=flags.labels_only,
                           robustness=flags.robustness)
         if devices.rank() == 0:
-            files.write_json(out / "report.json", results)
-            report.show(results, splits.unlabeled, out)
+            report.show(results, splits, out, lambda name: eval_robust.from_pixels(
+                Checkpoint.load(out / name).network(), machine.device))
 
 
 if __name__ == "__main__":

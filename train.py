@@ -135,8 +135,7 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     images. Similar to [86], we fix the shallow layers during finetuning" (section 3.1).
     """
     # paper: does not say which; here: all but stages 6, 7 and the head, most of the parameters.
-    # authors: the schedule's last rate, 0.0015 after 350 epochs; here: a cosine's, which would be
-    # zero, falls from a tenth.
+    # authors: the schedule's last rate, 0.0015 after 350 epochs; here: too, or a cosine's tenth.
     last = config.decay_rate ** (config.epochs // config.decay_epochs)
     rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
     return replace(
@@ -241,14 +240,15 @@ def noise(batch: Batch, config: TrainConfig, step: int) -> Tensor:
     return torch.cat([images[:first], augmented, images[last:]])
 
 
-def top1(network: nn.Module, images: ImageSet, image_size: int, machine: devices.Machine) -> float:
-    """Accuracy in percent on clean, centre-cropped images; processes share the work."""
+def accuracy(network: nn.Module, images: ImageSet, image_size: int, machine: devices.Machine,
+             k: int = 1) -> float:
+    """Top-k accuracy in percent on clean, centre-cropped images; processes share the work."""
     own = images.subset(torch.arange(devices.rank(), len(images), devices.world_size()))
     correct = torch.zeros((), dtype=torch.float64)  # of a process without an image
     if len(own):
         probabilities = predict(network, own, image_size, device=machine.device,
                                 workers=machine.workers)
-        correct = (probabilities.argmax(1) == own.labels).double().sum()
+        correct = (probabilities.topk(k).indices == own.labels[:, None]).double().sum()
     return 100 * devices.total(correct).item() / len(images)
 
 
@@ -328,11 +328,11 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                     **batches.describe(results))
         if run.due("evaluate", step):
             # authors: the last average; here: the one that is best on validation images.
-            accuracy = None
+            top1 = None
             if validation is not None:
-                accuracy = top1(average.network, validation, config.image_size, machine)
-                run.log(step, val_top1=accuracy)
-            best.offer(accuracy, average.network, step)
+                top1 = accuracy(average.network, validation, config.image_size, machine)
+                run.log(step, val_top1=top1)
+            best.offer(top1, average.network, step)
         if run.due("save", step):
             run.save(step)
     return run.finish(**best.kept)

@@ -16,7 +16,7 @@
     weights.py        files of weights, and the names that others give them
     plans.py          the generations of the small plans, and why they are so
     cli.py            command lines from dataclasses; errors as one line
-    report.py         the tables and the picture at the end of a loop
+    report.py         the tables at the end of a loop; picture.py: its curves, bars and images
     archives.py       the released robustness sets; scores.py: what a network scores on them
     corruptions.py    corrupted images and moving views, made on the fly
     no_package.py     what `pip install .` says

@@ -82,7 +82,7 @@ def test_the_last_student_is_the_next_teacher(short_demo):
 def test_test_accuracy_is_that_of_the_checkpoint(short_demo):
     network = Checkpoint.load(short_demo / "student-2.pt").network()
     splits = datasets.demo(0, labels_per_class=3, unlabeled=120, test_per_class=10)
-    assert train.top1(network, splits.test, 32, devices.CPU) == report(
+    assert train.accuracy(network, splits.test, 32, devices.CPU) == report(
         short_demo)["generations"][2]["test_top1"]
 
 
@@ -274,7 +274,7 @@ def test_labels_alone_get_the_same_fine_tuning(small_pictures, tmp_path):
                "--fixed-resolution", "72", "--out", tmp_path / "r") == 0
     alone = Checkpoint.load(tmp_path / "r" / "student-1-labels-only-72-px.pt").network()
     test = datasets.read_folder(pictures[3], 72)
-    assert report(tmp_path / "r")["generations"][1]["labels_only_test_top1"] == train.top1(
+    assert report(tmp_path / "r")["generations"][1]["labels_only_test_top1"] == train.accuracy(
         alone, test, 72, devices.CPU)
 
 

@@ -3,12 +3,16 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import augment
 import eval_robust
 import iterate
-from support import cli, datasets, label_store, report
+from model import Checkpoint
+from support import cli, datasets, label_store, picture, report
 from support.archives import ALEXNET_ERROR
 
 
@@ -22,7 +26,7 @@ def generation(name, errors=0.5, robust=True):
         "corruption_error": {name: [errors] * 5 for name in ALEXNET_ERROR},
     }
     return {"name": name, "arch": "0.25x0.5", "parameters": 202032, "unlabeled": None,
-            "pseudo_label_top1": None, "val_top1": 71.0, "test_top1": 70.0,
+            "pseudo_label_top1": None, "val_top1": 71.0, "test_top1": 70.0, "test_top5": None,
             "labels_only_test_top1": None, "robustness": figures if robust else None}
 
 
@@ -36,6 +40,12 @@ def columns(text, head):
 def test_the_table_shows_a_dash_where_a_figure_does_not_apply():
     row, = columns(report.table({"generations": [generation("teacher")]}), "generation")
     assert row == ["teacher", "0.25x0.5", "202,032", *"-----", "71.00", "70.00", "-"]
+
+
+def test_top_5_has_a_column_where_there_are_more_than_five_classes():
+    row = generation("teacher") | {"test_top5": 95.5}
+    row, = columns(report.table({"generations": [row]}), "generation")
+    assert row[-3:] == ["70.00", "95.50", "-"]
 
 
 def test_the_robustness_table_has_the_shape_of_table_1():
@@ -106,5 +116,48 @@ def test_any_name_of_a_class_can_be_drawn(run, tmp_path):
     renamed = dataclasses.replace(labels.images, classes=names)
     labels = dataclasses.replace(labels, images=renamed)
     results = json.loads((run / "report.json").read_text())
-    report.picture(results, labels, tmp_path / "report.png")
+    picture.draw(results, labels, picture.curves(run / "log.jsonl"), [], tmp_path / "report.png")
     assert Image.open(tmp_path / "report.png").width > 500
+
+
+def test_top_5_is_the_share_of_test_images_whose_class_is_among_five(run):
+    test = datasets.demo(0, labels_per_class=3, unlabeled=120, test_per_class=3).test
+    for row in json.loads((run / "report.json").read_text())["generations"]:
+        network = Checkpoint.load(run / row["checkpoint"]).network()
+        logits = network(augment.normalize(test.pixels)).detach().numpy()
+        ranks = (logits > np.take_along_axis(logits, test.labels[:, None].numpy(), 1)).sum(1)
+        assert row["test_top1"] == pytest.approx(100 * (ranks < 1).mean())
+        assert row["test_top5"] == pytest.approx(100 * (ranks < 5).mean())
+
+
+def test_curves_are_what_the_log_holds(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    found = picture.curves(run / "log.jsonl")
+    assert list(found) == ["teacher", "student 1", "student 2"]
+    for name, figure in (("teacher", "val_top1"), ("student 1", "loss_labeled"),
+                         ("student 2", "loss_unlabeled")):
+        assert found[name][figure] == [(line["step"] + 1, line[figure]) for line in lines
+                                       if line["name"] == name and figure in line]
+        assert len(found[name][figure]) > 0
+    assert "loss_unlabeled" not in found["teacher"]
+
+
+def test_examples_are_corrupted_test_images_that_the_student_alone_gets_right():
+    test = datasets.demo(0, labels_per_class=1, unlabeled=20, test_per_class=40).test
+    mean = test.pixels.float().mean((1, 2, 3))
+
+    def as_class(classes):
+        """A network that takes dark images for a class of their own, and others for class 3."""
+        def network(pixels):
+            dark = pixels.float().mean((1, 2, 3)) < mean.median()
+            return torch.nn.functional.one_hot(torch.where(dark, *map(torch.tensor, classes)), 10)
+
+        return network
+
+    shown = picture.examples(test, as_class((3, 3)), as_class((5, 3)))
+    assert 5 < len(shown) <= 15 and len({name for name, *_ in shown}) == len(shown)
+    clean = {truth: test.pixels[test.labels == truth] for truth in (3, 5)}
+    for name, image, guess, truth in shown:
+        assert (guess, truth) == (3, 5) and name in ALEXNET_ERROR
+        assert not (clean[5] == image).flatten(1).all(1).any()  # it is corrupted
+    assert picture.examples(test, as_class((5, 3)), as_class((5, 3))) == []

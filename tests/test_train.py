@@ -332,7 +332,7 @@ def test_the_checkpoint_is_the_average_with_the_best_validation_accuracy(splits,
     checkpoint = model.Checkpoint.load(path)
     network = checkpoint.network()
     assert not network.training
-    accuracy = train.top1(network, splits.validation, 32, devices.CPU)
+    accuracy = train.accuracy(network, splits.validation, 32, devices.CPU)
     assert accuracy == pytest.approx(checkpoint.val_top1)
     assert checkpoint.val_top1 == max(line.get("val_top1", -1) for line in tiny.log_lines(path))
 
@@ -345,7 +345,7 @@ def test_processes_with_and_without_a_validation_image_sum_the_same_type(rank, s
     monkeypatch.setattr(devices, "total", lambda value: summed.append(value) or value)
     network = train.build_model(TINY, 10)
     one = splits.validation.subset(torch.arange(1))  # rank 1 has none
-    train.top1(network, one, 32, devices.CPU)
+    train.accuracy(network, one, 32, devices.CPU)
     assert summed[0].dtype == torch.float64 and summed[0].shape == ()
 
 
