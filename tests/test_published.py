@@ -22,7 +22,8 @@ import model
 import pseudo_label
 import train
 from pseudo_label import Labelling
-from support import archives, devices, optimization
+from support import archives, batches, devices, optimization
+from support.batches import Batch
 from support.images import ImageSet
 from train import TrainConfig
 
@@ -143,6 +144,14 @@ def test_the_defaults_are_b7s():
 @pytest.mark.parametrize("arch", RECIPES)
 def test_recipes_are_the_published_ones(arch):
     assert dataclasses.asdict(train.recipe(arch)) == published(arch)
+
+
+def test_a_decay_comes_at_its_step_where_epochs_are_no_whole_steps():
+    """By 2.4 epochs of 5000 / 96 steps: exactly 125 steps, of which floats do not know."""
+    config = TrainConfig(labeled_images=5000, batch_size=96, warmup_epochs=0)
+    for step in range(config.total_steps):
+        expected = 0.128 * 96 / 2048 * 0.97 ** (step // 125)
+        assert train.learning_rate(step, config) == pytest.approx(expected, rel=1e-12), step
 
 
 def test_by_default_images_need_a_confidence_over_three_tenths():
@@ -275,21 +284,51 @@ def test_rmsprop_alone_has_the_published_defaults():
     assert optimization.ModelEMA(layer).decay == 0.9999
 
 
+def test_sgd_is_nesterovs():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    before, layer.weight.grad = layer.weight.item(), torch.ones(1, 1)
+    config = TrainConfig(optimizer="sgd", momentum=0.5, weight_decay=0.0)
+    optimization.make_optimizer(layer, config).step()  # at a rate of 1
+    assert before - layer.weight.item() == pytest.approx(1 + 0.5, rel=1e-5)
+
+
+def test_both_kinds_of_images_have_an_order_of_their_own(splits):
+    config = dataclasses.replace(TINY, unlabeled_ratio=1, labeled_images=20)
+    pseudo = tiny.pseudo_labels(splits.labeled)
+    for batch in batches.training(config, splits.labeled, pseudo, None):
+        assert not torch.equal(*batch.images.split(8))
+
+
+def test_another_seed_is_another_start_and_another_noise(splits):
+    other = dataclasses.replace(TINY, seed=1)
+    starts = [train.build_model(config, 10).head.weight for config in (TINY, TINY, other)]
+    assert torch.equal(*starts[:2]) and not torch.equal(*starts[1:])
+    images = splits.validation.pixels[:8]
+    batch = Batch(images, torch.zeros(8).long(), None, torch.arange(8), whole=8)
+    noised = [train.noise(batch, config, 3) for config in (TINY, TINY, other)]
+    assert torch.equal(*noised[:2]) and not torch.equal(*noised[1:])
+
+
+def copy(network):
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
 def test_the_average_is_evaluated_and_saved_and_not_the_raw_network(splits, tmp_path, monkeypatch):
-    config = dataclasses.replace(TINY, epochs=0.4, warmup_epochs=0)  # one step
-    start = train.build_model(config, 10).state_dict()
-    raw = tiny.weights(tiny.run(dataclasses.replace(config, ema_decay=0.0), splits,
-                                tmp_path / "raw.pt"))
-    evaluated = []
+    config = dataclasses.replace(TINY, epochs=0.8, warmup_epochs=0)  # two steps
+    raw, evaluated, update = [], [], train.ModelEMA.update
+    monkeypatch.setattr(train.ModelEMA, "update", lambda average, network, step: raw.append(
+        copy(network)) or update(average, network, step))
     monkeypatch.setattr(train, "top1", lambda network, *rest: evaluated.append(
-        {key: value.clone() for key, value in network.state_dict().items()}) or 50.0)
-    saved = tiny.weights(tiny.run(config, splits, tmp_path / "average.pt"))
-    assert not torch.equal(raw["head.weight"], start["head.weight"])
-    for key, value in raw.items():
-        if value.is_floating_point():
-            average = (2 * start[key].double() + 9 * value.double()) / 11
+        copy(network)) or 50.0)
+    saved = tiny.weights(tiny.run(config, splits, tmp_path / "a.pt"))
+    start = copy(train.build_model(config, 10))
+    assert not torch.equal(raw[0]["head.weight"], start["head.weight"])
+    for key, value in start.items():
+        if value.is_floating_point():  # BatchNorm's statistics, too; min(0.9, (2 + t) / (11 + t))
+            average = (2 * value.double() + 9 * raw[0][key].double()) / 11
+            average = (3 * average + 9 * raw[1][key].double()) / 12
             torch.testing.assert_close(saved[key].double(), average, rtol=1e-4, atol=1e-6)
-        assert torch.equal(evaluated[0][key], saved[key])
+        assert torch.equal(evaluated[-1][key], saved[key])
 
 
 @pytest.mark.parametrize("spared", [True, False])
@@ -334,21 +373,45 @@ def test_dropout_has_its_own_chance_in_each_step_of_each_process(
     assert len(seen) == len({seed for *_, seed in seen}) == 2 * 8
 
 
-def test_micro_batches_make_the_step_of_the_whole_batch(splits, tmp_path):
-    """Of equal images, so that BatchNorm finds the same in each of them."""
-    one = dataclasses.replace(splits, labeled=splits.labeled.subset(torch.zeros(8).long()),
-                              unlabeled=splits.unlabeled.subset(torch.zeros(16).long()))
-    pseudo = tiny.pseudo_labels(one.unlabeled)
+# A training without chance, on equal images, so that BatchNorm finds the same in any of them.
+STILL = dataclasses.replace(
+    TINY, small_images=True, epochs=2, warmup_epochs=0, dropout=0.0, survival_prob=1.0,
+    augment_labeled=False, augment_unlabeled=False)
+
+
+def equal_images(splits):
+    pseudo = tiny.pseudo_labels(splits.unlabeled.subset(torch.zeros(16).long()))
     pseudo.targets[:] = pseudo.targets[0]
-    config = dataclasses.replace(
-        TINY, small_images=True, optimizer="sgd", epochs=2, warmup_epochs=0, dropout=0.0,
-        survival_prob=1.0, augment_labeled=False, augment_unlabeled=False)
-    whole, parts = (
-        tiny.weights(train.train(dataclasses.replace(config, accumulation_steps=count), one.labeled,
-                                 None, pseudo, out=tmp_path / f"{count}.pt")) for count in (1, 4))
+    return splits.labeled.subset(torch.zeros(8).long()), None, pseudo
+
+
+def test_micro_batches_make_the_step_of_the_whole_batch(splits, tmp_path):
+    whole, parts = (tiny.weights(train.train(
+        dataclasses.replace(STILL, optimizer="sgd", accumulation_steps=count),
+        *equal_images(splits), out=tmp_path / f"{count}.pt")) for count in (1, 4))
     for key, value in whole.items():
         if "running" not in key and "tracked" not in key:  # they are updated four times as often
             torch.testing.assert_close(parts[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_every_step_has_its_own_gradient(splits, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(optimization.RMSpropTF, "step", lambda optimizer: found.append(
+        [weight.grad.clone() for weight in optimizer.param_groups[0]["params"]]))
+    train.train(dataclasses.replace(STILL, optimizer="rmsprop"), *equal_images(splits),
+                out=tmp_path / "a.pt")
+    torch.testing.assert_close(*found)  # two steps from the same weights, which do not move
+
+
+def test_accuracy_is_the_percentage_of_the_images_whose_class_is_the_likeliest():
+    pixels = torch.tensor([0, 90, 200, 90], dtype=torch.uint8).view(4, 1, 1, 1)
+    images = ImageSet(torch.tensor([0, 1, 0, 1]), ("dark", "bright"), pixels.expand(4, 3, 2, 2))
+
+    class Brightness(torch.nn.Module):
+        def forward(self, images):
+            return torch.stack([-images.mean((1, 2, 3)), images.mean((1, 2, 3)) + 2], dim=1)
+
+    assert train.top1(Brightness(), images, 2, devices.CPU) == 75.0  # 200 is taken for bright
 
 
 # ---- The loop ----
