@@ -69,7 +69,7 @@ TABLES = {
     ("pseudo_label.py", "published pseudo_label"): "Labelling",
     ("iterate.py", "published plans"): "Generation L2 PAPER PLANS",
     ("support/plans.py", "published plans"): (
-        "FEW_LABELS DEMO SHARP CIFAR_CPU OWN CIFAR GENERATIONS"),
+        "FEW_LABELS DEMO SHARP CIFAR_CPU OWN CIFAR SVHN B5 PLAIN_B5 GENERATIONS"),
     ("support/optimization.py", "published optimization"): "RMSpropTF ModelEMA",
 }
 
@@ -378,8 +378,8 @@ PLACES = {
          "                                       config.rand_augment_magnitude)",
          "augment.RandAugment(config.rand_augment_operations)"),
         ("accuracy as a fraction", "return 100 * devices.total", "return devices.total"),
-        ("accuracy of the least likely", "probabilities.argmax(1) == own.labels",
-         "probabilities.argmin(1) == own.labels"),
+        ("accuracy of the least likely", "probabilities.topk(k).indices",
+         "(-probabilities).topk(k).indices"),
         ("started from its own weights", "model.load_pretrained(network, initial.weights)", "pass"),
         ("average of another decay", "ModelEMA(network, config.ema_decay)", "ModelEMA(network)"),
         ("never cropped at random", "None if config.cifar_crops else augment.random_resized_crop",
@@ -406,11 +406,11 @@ PLACES = {
         ("the average of the raw start", "average.update(network, step)\n", "pass\n"),
         ("the average counts one step more", "average.update(network, step)",
          "average.update(network, step + 1)"),
-        ("the raw network is evaluated", "top1(average.network, validation", "top1(network, "
-         "validation"),
-        ("the raw network is saved", "best.offer(accuracy, average.network, step)",
-         "best.offer(accuracy, network, step)"),
-        ("the last average is saved", "best.offer(accuracy, average", "best.offer(None, average"),
+        ("the raw network is evaluated", "accuracy(average.network, validation",
+         "accuracy(network, validation"),
+        ("the raw network is saved", "best.offer(top1, average.network, step)",
+         "best.offer(top1, network, step)"),
+        ("the last average is saved", "best.offer(top1, average", "best.offer(None, average"),
         ("an architecture without its recipe", 'recipe(changes.get("arch", "b7"))',
          "TrainConfig()"),
     ],

@@ -203,6 +203,7 @@ CHANGES = {
     "batch_size": (64, 64, 128, 64),
     "epochs": (750, 150, 200, 100),
     "learning_rate": (0.04, 0.02, 0.004, 0.002),
+    "decay_epochs": (2.4, 2.4, 4.8, 4.8),  # of no matter for a cosine
     "schedule": ("cosine", "cosine", "cosine", "cosine"),
     "optimizer": ("adamw", "adamw", "adamw", "adamw"),
     "weight_decay": (0.02, 0.02, 0.02, 0.02),
@@ -318,7 +319,7 @@ def test_the_average_is_evaluated_and_saved_and_not_the_raw_network(splits, tmp_
     raw, evaluated, update = [], [], train.ModelEMA.update
     monkeypatch.setattr(train.ModelEMA, "update", lambda average, network, step: raw.append(
         copy(network)) or update(average, network, step))
-    monkeypatch.setattr(train, "top1", lambda network, *rest: evaluated.append(
+    monkeypatch.setattr(train, "accuracy", lambda network, *rest: evaluated.append(
         copy(network)) or 50.0)
     saved = tiny.weights(tiny.run(config, splits, tmp_path / "a.pt"))
     start = copy(train.build_model(config, 10))
@@ -411,7 +412,7 @@ def test_accuracy_is_the_percentage_of_the_images_whose_class_is_the_likeliest()
         def forward(self, images):
             return torch.stack([-images.mean((1, 2, 3)), images.mean((1, 2, 3)) + 2], dim=1)
 
-    assert train.top1(Brightness(), images, 2, devices.CPU) == 75.0  # 200 is taken for bright
+    assert train.accuracy(Brightness(), images, 2, devices.CPU) == 75.0  # 200 is taken for bright
 
 
 # ---- The loop ----
@@ -436,7 +437,7 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
                                network=functools.partial(torch.nn.Linear, 1, 1))
 
     monkeypatch.setattr(train, "train", learn)
-    monkeypatch.setattr(train, "top1", lambda network, images, *rest: tested.append(images))
+    monkeypatch.setattr(train, "accuracy", lambda network, images, *rest: tested.append(images))
     monkeypatch.setattr(pseudo_label, "label", label)
     monkeypatch.setattr(iterate, "Checkpoint", SimpleNamespace(load=load))
     how = Labelling(temperature=0.7), Labelling(per_class=5)
@@ -473,7 +474,7 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
     assert len(set.union(*seeds.values())) == len(seeds) == 5  # each network has its own
     assert labelled == [("teacher", how[0], *seeds["student 1"]),
                         ("student-1", how[1], *seeds["student 2"])]
-    assert len(tested) == 5 and all(images is splits.test for images in tested)
+    assert len(tested) == 8 and all(images is splits.test for images in tested)
 
 
 # ---- The released test sets ----
