@@ -118,7 +118,8 @@ def _draw_curves(accuracy, loss, names: list[str], logged: dict) -> None:
                 (loss, "loss_labeled", "-", f"{name}, labelled images", logged[name]),
                 (loss, "loss_unlabeled", "--", f"{name}, unlabelled images", logged[name])):
             if pairs := [(step, value) for step, value in found.get(key, ()) if value is not None]:
-                axes.plot(*zip(*pairs, strict=True), style, color=color, label=label, alpha=0.8)
+                axes.plot(*zip(*pairs, strict=True), style, color=color, label=label, alpha=0.8,
+                          marker="." if axes is accuracy else "")
     accuracy.set(title="Validation accuracy of the average", xlabel="step", ylabel="top-1 (%)")
     loss.set(title="Training losses (section 4.1)", xlabel="step", ylabel="cross entropy")
     for axes in (accuracy, loss):
