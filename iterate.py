@@ -48,8 +48,8 @@ class Generation:
         return replace(self, config=replace(self.config, seed=seed))
 
     def on_labels_only(self) -> "Generation":
-        """The same model, noise, phases and number of steps, from scratch on the labels alone."""
-        return replace(self.seeded(1), name=f"{self.name}, labels only", from_teacher=False)
+        """The same model, noise, phases and number of steps, for the labels alone."""
+        return replace(self.seeded(1), name=f"{self.name}, labels only")
 
 
 L2 = train.recipe("l2")  # trained at 475 pixels, tested at 800

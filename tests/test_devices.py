@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from tiny import ROOT
 
 import model
-from support import InputError, devices
+from support import InputError, devices, images
 
 
 @pytest.mark.parametrize(("there", "chosen"), [
@@ -251,3 +252,14 @@ def test_torchrun_and_xla_do_not_go_together(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="needs no torchrun"):
         devices.choose("xla")
+
+
+def test_the_largest_image_that_is_read_is_a_flag(monkeypatch, tmp_path):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    Image.new("RGB", (50, 50)).save(tmp_path / "a.png")
+    devices.Machine("cpu", megapixels=0.002).chosen()
+    with pytest.raises(InputError, match="a.png: more pixels than --megapixels allows; raise it"):
+        images.read_image(str(tmp_path / "a.png"))
+    machine = devices.Machine("cpu", megapixels=0.003).chosen()
+    assert images.read_image(str(tmp_path / "a.png")).size == (50, 50)
+    assert machine.device.type == "cpu"
