@@ -125,6 +125,11 @@ def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> None
                          "another place") from None
 
 
+HELD = set()  # the files of this process's locks
+# Worker processes let go of them, or they would outlive a killed process for some seconds.
+os.register_at_fork(after_in_child=lambda: [file.close() for file in HELD])
+
+
 @contextlib.contextmanager
 def lock(place: str | Path, name: str | Path) -> Iterator[None]:
     """Inside, no other process is at this place; InputError while another one is.
@@ -153,9 +158,11 @@ def lock(place: str | Path, name: str | Path) -> Iterator[None]:
                                  "another output") from None
             except OSError:
                 pass  # a file system without locks
+            HELD.add(file)
             try:
                 yield
             finally:
+                HELD.discard(file)
                 path.unlink(missing_ok=True)
             return
 

@@ -1,6 +1,8 @@
 """Files are whole or not there, and belong to the settings that they were made with."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +139,27 @@ with files.lock("x", {str(tmp_path / "a.lock")!r}):
     assert (tmp_path / "a.lock").exists()
     with files.lock("x", tmp_path / "a.lock"):
         pass
+
+
+def test_worker_processes_do_not_hold_the_lock_of_a_process_that_was_killed(tmp_path):
+    code = f'''
+import os, signal, time
+from support import files
+with files.lock("x", {str(tmp_path / "a.lock")!r}):
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(worker, flush=True)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+'''
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent,
+                          stdout=subprocess.PIPE, text=True) as job:
+        worker = int(job.stdout.readline())
+        job.wait()
+        with files.lock("x", tmp_path / "a.lock"):
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_of_many_processes_that_start_together_one_alone_claims_a_run(tmp_path):
