@@ -170,7 +170,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
         return predict_part(pool, part, 1, held_out=held_out).max(dim=1)
 
     def second_pass(part: range) -> tuple[Tensor, Tensor]:
-        # authors: float32; here: float16, where a peaked row's entries below 6e-8 become 0.
+        # authors: float32; here: float16, where a peaked row's entries below 3e-8 become 0.
         probabilities = predict_part(selected, part, 2)
         targets = make_targets(probabilities, how.kind, how.temperature)
         return targets.half(), probabilities.argmax(dim=1)
