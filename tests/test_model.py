@@ -357,3 +357,28 @@ def test_a_missing_or_unfinished_checkpoint_is_an_error_of_one_line(tmp_path):
         with pytest.raises(InputError, match=f"{name} cannot be read as a checkpoint") as error:
             model.Checkpoint.load(tmp_path / name, "b0")
         assert "\n" not in str(error.value)
+
+
+def test_small_images_keep_their_resolution_in_stages_2_and_3():
+    """Seen in the maps: 32x32 images are halved by the stem, stage 4 and stage 6 alone."""
+    sides = {}
+    for small in (False, True):
+        network = model.EfficientNet(0.25, 0.5, small_images=small).eval()
+        for stage in network.stages:
+            stage[-1].register_forward_hook(
+                lambda _, __, maps, small=small: sides.setdefault(small, []).append(maps.shape[-1]))
+        network(torch.zeros(1, 3, 32, 32))
+    assert sides == {False: [16, 8, 4, 2, 2, 1, 1], True: [16, 16, 16, 8, 8, 4, 4]}
+
+
+def test_dropout_drops_features_of_noised_images_before_the_classifier():
+    network = model.EfficientNet(0.25, 0.5, num_classes=7, dropout=0.75, survival_prob=1.0).train()
+    seen = []
+    network.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    images, noised = torch.randn(6, 3, 32, 32), torch.arange(6) < 3
+    network(images, noised)
+    dropped = (seen[0] == 0).float().mean(1)
+    assert ((dropped[:3] > 0.6) & (dropped[:3] < 0.9)).all() and (dropped[3:] < 0.01).all()
+    network(images, torch.zeros(6, dtype=torch.bool))
+    kept = seen[0][:3] != 0
+    torch.testing.assert_close(seen[0][:3][kept], 4 * seen[1][:3][kept])  # over 1 - 0.75
