@@ -34,11 +34,14 @@ def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterato
     array becomes (B, ...), a tuple of arrays a list of such. An InputError is raised here.
     """
     own = torch.Generator()  # or the loader would draw from torch's global one
-    for batch in DataLoader(_Decoder(decode), sampler=batches, batch_size=None,
-                            num_workers=workers, generator=own):
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    try:
+        for batch in DataLoader(_Decoder(decode), sampler=batches, batch_size=None,
+                                num_workers=workers, generator=own):
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except (ConnectionError, EOFError) as error:  # found before PyTorch looks for its workers
+        raise RuntimeError("DataLoader worker gone: its connection is broken") from error
 
 
 def check_size(source: ImageSet, image_size: int) -> None:

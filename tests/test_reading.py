@@ -190,12 +190,16 @@ def killed_at_5(key):
     return np.zeros(3)
 
 
+def cut_off(key):
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
 def without_shared_memory(key):
     raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: "
                        "No space left on device (28)")
 
 
-@pytest.mark.parametrize("decode", [killed_at_5, without_shared_memory])
+@pytest.mark.parametrize("decode", [killed_at_5, cut_off, without_shared_memory])
 def test_a_worker_that_dies_is_one_line_with_the_flag_that_helps(decode, capsys):
     def main(flags: Nothing) -> None:
         for _ in reading.read(decode, ([key] for key in range(100)), workers=2):
