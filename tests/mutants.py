@@ -488,8 +488,6 @@ PLACES = {
          "batches.seed_of(self.config.seed)"),
         ("labels alone share the student's seed", "replace(self.seeded(1), name=",
          "replace(self, name="),
-        ("labels alone start from the teacher", 'labels only", from_teacher=False)',
-         'labels only")'),
         ("labels alone for half the steps", "replace(self.seeded(1), name=", "replace(self.seeded("
          "1), config=replace(self.seeded(1).config, epochs=self.config.epochs / 2), name="),
         ("labels alone without RandAugment", "replace(self.seeded(1), name=", "replace(self.seeded("

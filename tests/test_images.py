@@ -184,3 +184,12 @@ def test_an_unreadable_file_among_the_held_out_images_is_named(tmp_path):
     Path(held_out, "dog", "broken.png").write_bytes(b"")
     with pytest.raises(InputError, match="dog/broken.png: not a readable image"):
         folders.fingerprints([held_out])
+
+
+@pytest.mark.parametrize("size", [20, 48, 64])
+def test_small_images_are_the_central_square_shrunk_bicubically(size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8))
+    square = image.crop((0, 10, 70, 80))
+    expected = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+    found = np.asarray(images.center_crop(image, size))  # whose border sees the pixels around
+    assert np.array_equal(found[3:-3, 3:-3], expected[3:-3, 3:-3])

@@ -529,3 +529,24 @@ def test_two_virtual_xla_devices_label_as_the_cpu_does_and_compile_once(tmp_path
     assert np.array_equal(labels.unique, whole.unique)
     assert np.array_equal(labels.balanced, whole.balanced)
     np.testing.assert_allclose(labels.targets, whole.targets, rtol=2e-3, atol=1e-6)
+
+
+def test_soft_labels_in_a_folder_have_the_temperature_asked_for(tmp_path):
+    teacher, pool = Linear(), small_pool()
+    teacher.weight.data *= 0.05  # unsure of most images
+    plain = label(teacher, pool, tmp_path / "plain")
+    sharp = label(teacher, pool, tmp_path / "sharp", temperature=0.5)
+    power = plain.targets.astype(np.float64) ** 2  # p^(1/T) over its sum
+    np.testing.assert_allclose(sharp.targets, power / power.sum(1, keepdims=True), atol=2e-3)
+    assert np.abs(sharp.targets - plain.targets).max() > 0.01
+
+
+def test_a_noised_teacher_has_other_chance_for_every_seed_and_part(teacher, tmp_path):
+    """120 copies of an image in chunks of ten: confidences differ between parts and seeds."""
+    pool = datasets.demo(0, unlabeled=20, val_per_class=1, test_per_class=1).unlabeled
+    pool = pool.subset(torch.zeros(120, dtype=torch.long))
+    first, other = (np.load(tmp_path / name / "confidence.npy") for name, seed in (
+        ("a", 0), ("b", 1)) if label(teacher, pool, tmp_path / name, noised_teacher=True, seed=seed,
+                                     batch_size=10))
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first[:10], first[10:20])
