@@ -548,3 +548,14 @@ def test_robustness_is_none_for_images_of_another_size_and_for_files(measure, tm
     assert measure(images=ImageSet(labels, classes, larger)) is None
     assert measure(images=ImageSet(labels, classes, None, ("a.png",) * 20)) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_random_starts_are_uniform_in_the_ball():
+    """A network that sees nothing leaves PGD where it begins."""
+    images = torch.full((20, 3, 16, 16), 128, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    blind = lambda pixels: 0 * pixels.flatten(1)[:, :2]  # noqa: E731
+    begun = eval_robust.pgd(blind, images, torch.zeros(20, dtype=torch.long), epsilon=16, steps=1,
+                            random_start=True, generator=generator) - 128
+    quarters = torch.histc(begun, 4, -16, 16) / begun.numel()
+    assert begun.abs().max() <= 16 and (quarters - 0.25).abs().max() < 0.02
