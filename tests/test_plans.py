@@ -167,3 +167,13 @@ def test_the_plan_of_svhn_is_the_authors_recipe():
         assert config.normalization == "official" and config.cifar_crops
         last = train.learning_rate(config.total_steps - 1, config) * 256 / 128
         assert last == pytest.approx(0.0002, rel=0.04)
+
+
+@pytest.mark.parametrize(("plan", "arch", "per_class"), [
+    ("figure2", "b7", 130_000), ("table6", "b5", 130_000), ("table6-1.3m", "b5", 1_300),
+])
+def test_the_papers_other_experiments_have_its_models_and_pools(plan, arch, per_class):
+    """Section 3.2, "the same model as both the teacher and the student"; 130 M or 1.3 M images."""
+    teacher, student = iterate.PLANS[plan]
+    assert teacher.config.arch == student.config.arch == arch
+    assert student.labelling.per_class == per_class and student.labelling.threshold == 0.3
