@@ -4,7 +4,6 @@ Section 3.1 of the paper, "Labeled dataset" and "Unlabeled dataset": a labelled 
 much larger unlabelled pool of another origin (JFT), and held-out images.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +102,11 @@ def read_set(source: ImageSet, size: int | None, workers: int = 0, skip_broken: 
     if not good:
         raise InputError(f"no images for the unlabelled pool: {len(skipped)} unreadable, {removed} "
                          "equal to held-out images; add images, or ask for fewer labels")
+    labels, first = source.labels.tolist(), {}  # the first label of each image
+    twice = [row for row in good if first.setdefault(found[row][1], labels[row]) != labels[row]]
+    if twice and source.pixels is None:
+        images.say_once(f"Warning: {len(twice)} images are in two classes: "
+                        + images.first_names([items[row] for row in twice]))
     kept = source if len(good) == len(found) else source.subset(torch.tensor(good))
     if size:
         pixels = torch.from_numpy(np.stack([found[row][0] for row in good]))
@@ -154,14 +158,16 @@ def read_folder(folder: str | Path, image_size: int, classes: Iterable[str] = ()
     return read_set(found, size_to_read(image_size, found), workers)[0]
 
 
-def read_pool(folder: str | Path, classes: Iterable[str], out: str | Path = os.devnull) -> ImageSet:
+def read_pool(folder: str | Path, classes: Iterable[str],
+              out: str | Path | None = None) -> ImageSet:
     """An unlabelled folder of any nesting: its files by name; InputError if there are none, or if
     what becomes of them, `out`, would lie among them.
 
     None is opened. A large pool takes hours to decode, so that happens once, when a teacher labels
     it, and broken files and held-out images are found then.
     """
-    files.require_place(out, [folder])
+    if out is not None:
+        files.require_place(out, [folder])
     found = folders.list_files(folder)
     if not found:
         raise InputError(f"{folder}: no images in the unlabelled folder; add some")

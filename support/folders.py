@@ -72,6 +72,10 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
         raise InputError(f"{folder}: not the classes of the labelled folder; add "
                          f"{first_names(missing) or 'none'} and remove "
                          f"{first_names(extra) or 'none'}")
+    inner = [sorted(e.name for e in os.scandir(Path(folder, name)) if e.is_dir()) for name in names]
+    if len(inner[0]) > 1 and all(found == inner[0] for found in inner):
+        say_once(f"Warning: the classes of {folder} are {first_names(names)}, and each holds "
+                 f"{first_names(inner[0])}: if these are the classes, give {folder}/{names[0]}")
     files, labels = [], []
     for label, name in enumerate(names):
         files += (found := list_images(Path(folder, name)))

@@ -78,7 +78,14 @@ def digest(source: ImageSet) -> str:
         return files.digest(source.pixels)
     if source.fingerprints is not None:
         return files.digest(source.fingerprints)
-    return files.digest(source.files, np.array([os.path.getsize(file) for file in source.files]))
+    return files.digest(source.files, np.array([_size(file) for file in source.files]))
+
+
+def _size(file: str) -> int:
+    """In bytes; 0 where a link leads nowhere, which is left out when the pool is opened."""
+    with contextlib.suppress(OSError):
+        return os.path.getsize(file)
+    return 0
 
 
 def digests(splits: Splits) -> dict[str, str]:

@@ -3,7 +3,9 @@
 import itertools
 import json
 import os
+import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -137,6 +139,25 @@ def test_a_folder_with_one_class_is_taken_for_the_wrong_level(tmp_path):
     write_classes(tmp_path / "all" / "train", ["a", "b"], 1)
     with pytest.raises(InputError, match="only one class folder, train; give the folder"):
         datasets.read_folder(tmp_path / "all", 8)
+
+
+@pytest.mark.parametrize(("inner", "said"), [
+    (("a", "b"), "and each holds a, b: if these are the classes, give"), (("a", "c"), "")])
+def test_training_and_validation_folders_are_not_silently_two_classes(tmp_path, capsys, inner,
+                                                                      said):
+    write_classes(tmp_path / "train", ["a", "b"], 1)
+    write_classes(tmp_path / "val", inner, 1, first_seed=50)
+    assert datasets.read_folder(tmp_path, 8).classes == ("train", "val")
+    assert said in (out := capsys.readouterr().out) and bool(out) == bool(said)
+
+
+def test_an_image_in_two_classes_is_named(tmp_path, capsys):
+    write_classes(tmp_path, ["a", "b"], 2)
+    assert not (datasets.read_folder(tmp_path, 8), capsys.readouterr().out)[1]
+    (tmp_path / "b" / "link").symlink_to(tmp_path / "a")
+    datasets.read_folder(tmp_path, 8)
+    assert (f"Warning: 2 images are in two classes: {tmp_path}/b/link/0000.png, "
+            f"{tmp_path}/b/link/0001.png") in capsys.readouterr().out
 
 
 # ---- Own folders ----
@@ -374,6 +395,13 @@ def test_a_pool_on_its_own_is_a_list_of_files_that_nobody_has_opened(own, monkey
     pool = datasets.read_pool(own["unlabeled"], ("cat", "dog"))
     assert pool.files == tuple(folders.list_files(own["unlabeled"]))
     assert pool.labels.tolist() == [UNKNOWN] * 4 and pool.classes == ("cat", "dog")
+
+
+def test_a_pool_is_read_by_users_who_may_write_nowhere(own, monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=PermissionError))
+    assert len(datasets.read_pool(own["unlabeled"], ("cat", "dog"))) == 4
+    with pytest.raises(InputError, match="cannot be written to"):
+        datasets.read_pool(own["unlabeled"], ("cat", "dog"), own["test"].with_name("labels"))
 
 
 def test_a_pool_is_decoded_into_memory_only_if_it_is_small(own, monkeypatch):
