@@ -1,6 +1,7 @@
 """Robustness as sections 3.3 and 3.4 report it: the metrics, the attacks, the quick suite."""
 
 import copy
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -455,6 +456,31 @@ def test_quick_suite_measures_each_severity_on_its_own_fifth(pictures):
     # The lightest blur and elastic transform of CIFAR-10-C may leave a picture as it is.
     assert results["flip_rate"]["gaussian_noise"] == 1.0
     assert results["flip_rate"]["translate"] < 1.0  # two frames that are both unknown are equal
+
+
+def test_each_image_meets_another_severity_from_one_corruption_to_the_next(pictures, monkeypatch):
+    number = {picture.numpy().tobytes(): row for row, picture in enumerate(pictures)}
+    met = {name: {} for name in ALEXNET_ERROR}  # corruption -> image -> severities
+
+    def corrupt(images, name, severity, generator):
+        for image in images:
+            met[name].setdefault(number[image.numpy().tobytes()], []).append(severity)
+        return images
+
+    monkeypatch.setattr(eval_robust.corruptions, "corrupt", corrupt)
+    eval_robust.quick_suite(Glance().eval(), pictures, torch.zeros(30, dtype=torch.long),
+                            fgsm_epsilons=(), pgd_epsilons=())
+    for before, name in itertools.pairwise(met):
+        assert sorted(sum(met[name].values(), [])) == sorted([1, 2, 3, 4, 5] * 6)
+        for image in range(30):
+            (one,), (other,) = met[before][image], met[name][image]
+            assert one != other
+
+
+def test_quick_attacks_count_true_labels_not_unchanged_answers(pictures):
+    wrong = (Glance()(pictures).argmax(1) + 1) % 4
+    results = eval_robust.quick_suite(Glance().eval(), pictures, wrong)
+    assert results["clean_top1"] == results["fgsm_top1"]["0"] == 0
 
 
 def test_the_progress_bars_of_the_quick_suite_say_what_runs(pictures, capsys):
