@@ -30,6 +30,6 @@ $(VENV)/installed: requirements.txt | $(RUN)
 	$(RUN) -m pip install --no-cache-dir -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt requirements.txt | $(RUN)
+$(VENV)/installed-dev: requirements-dev.txt requirements-xla.txt requirements.txt | $(RUN)
 	$(RUN) -m pip install --no-cache-dir -r requirements-dev.txt
 	touch $@ $(VENV)/installed

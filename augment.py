@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from support import batches, kernels
-from support.images import center_crop
+from support.images import DEVIATION, MEAN, center_crop
 
 EMPTY = 128  # gray level of the pixels that a warp or Cutout leaves without content
 
@@ -394,6 +394,5 @@ def normalize(images: Tensor) -> Tensor:
     0..255, to float32; differentiable for float images.
     """
     # authors: SVHN by its own mean and deviation; here: every set by ImageNet's.
-    statistics = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]
-    mean, std = torch.tensor(statistics, device=images.device).view(2, 1, 3, 1, 1)
+    mean, std = torch.tensor([MEAN, DEVIATION], device=images.device).view(2, 1, 3, 1, 1)
     return (images - 255 * mean) / (255 * std)

@@ -8,8 +8,8 @@ most on these tests. What is measured, and where the paper reports it:
     imagenet-p   table 5      10 perturbations, each a short sequence: mean flip rate, mFR
     fgsm         figure 4     images changed along the gradient of the loss, by at most epsilon
     pgd          section 3.4  the same in several smaller steps
-    cifar10-c, cifar10-p      ImageNet-C and -P for networks of 32x32 images
-    quick                     all of it on a small scale, made on the fly from 32x32 images
+    cifar10-c, cifar10-p, cifar100-c, tiny-imagenet-c      the same for networks of small images
+    quick                     all of it on a small scale, made on the fly from any images
 
     python eval_robust.py --checkpoint b0.pth --suite imagenet-c --data-dir IN-C --out c.json
 
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import augment
 from model import Checkpoint
-from support import InputError, archives, cli, corruptions, devices, files, scores
+from support import archives, cli, corruptions, devices, files, reading, scores
 from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE
 from support.images import ImageSet
 
@@ -161,18 +161,16 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
                 fgsm_epsilons: Sequence[float] = (0, 1, 2, 4, 8, 16),
                 # paper: PGD at 16; here: smaller, where networks for small images still differ.
                 pgd_epsilons: Sequence[float] = (1, 4)) -> dict:
-    """All of this on a small scale, on ordinary 32x32 images: to compare your own networks.
+    """All of this on a small scale, on ordinary images: to compare your own networks.
 
-    The seed draws `limit` of the images, (N >= 5, 3, 32, 32) uint8, else InputError. A corruption
+    The seed draws `limit` of the images, (N >= 5, 3, S, S) uint8 with S >= 32. A corruption
     meets each image once, a fifth of them at each severity; the fifths move on by one from one
     corruption to the next. Half of the images are attacked, and a tenth become sequences.
 
     Returns plain numbers for JSON: `*_top1` and `unnormalized_*` in percent, `corruption_error`
     (corruption -> 5 severities) and `flip_rate` as fractions.
     """
-    if images.dtype != torch.uint8 or images.shape[1:] != (3, 32, 32) or len(images) < 5:
-        raise InputError("the quick suite needs five or more images, (3, 32, 32) uint8: got "
-                         f"{tuple(images.shape)} {images.dtype}")
+    side = corruptions.check(images)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:limit]
     images, labels = images[order], labels[order]
     sequences, half = max(1, len(images) // 10), len(images) // 2
@@ -202,7 +200,7 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
         frames = torch.stack([*corruptions.perturb(images[:sequences], name, generator)], dim=1)
         rates[name] = flip_rate(predict(frames.flatten(0, 1)).view(sequences, -1), "noise" in name)
     return {
-        "note": "made on the fly from 32x32 images: not comparable with published figures",
+        "note": f"made on the fly from {side}x{side} images: not comparable with published figures",
         "seed": seed, "images": len(images), "films": sequences, "attacked": half,
         "clean_top1": 100 * (predict(images) == labels).double().mean().item(),
         "unnormalized_mce": mean_corruption_error(errors, baseline=None),
@@ -213,14 +211,15 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
     }
 
 
-def robustness(network: nn.Module, images: ImageSet, path: Path, device: torch.device,
-               name: str) -> dict | None:
-    """The quick suite on a test set, kept in the file `path`; None unless images are 32x32."""
-    if images.pixels is None or images.pixels.shape[-1] != 32 or len(images) < 5:
+def robustness(network: nn.Module, images: ImageSet, size: int, path: Path,
+               machine: devices.Machine, name: str) -> dict | None:
+    """The quick suite on a test set, kept in the file `path`; None for small sets or images."""
+    if size < 32 or len(images) < 5:
         return None
+    images = reading.in_memory(images, size, machine.workers)
     of = files.digest(*network.state_dict().values(), images.pixels, images.labels)
     return scores.keep(path, {"of": of}, ["all"], renew=True, measure=lambda _: quick_suite(
-        from_pixels(network, device), images.pixels, images.labels, progress=name))["all"]
+        from_pixels(network, machine.device), images.pixels, images.labels, progress=name))["all"]
 
 
 def relative_to(teacher: dict, results: dict) -> dict:

@@ -25,10 +25,9 @@ import pseudo_label
 import train
 from model import Checkpoint
 from pseudo_label import Labelling
-from support import batches, cli, devices, files, images, plans, report, sources
+from support import advice, batches, cli, devices, files, images, outline, plans, report, sources
 from support.images import ImageSet, Splits
 from support.label_store import PseudoLabels
-from train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,12 @@ class Generation:
     """One model of the loop, how its teacher labels the pool, and the ablations"""
 
     name: Annotated[str, cli.NO_FLAG]
-    config: Annotated[TrainConfig, cli.NO_FLAG]
+    config: Annotated[train.TrainConfig, cli.NO_FLAG]
     labelling: Annotated[Labelling, cli.NO_FLAG] = Labelling()
     fixed_resolution: cli.Count | None = None  # pixels of the fine-tuning, train.resolution_fix
     joint: bool = True  # both losses at once, not pseudo labels first and labels then (finding 6)
     from_teacher: bool = False  # start from the teacher's weights, not from scratch (finding 8)
+    start_from: cli.File | None = None  # checkpoint or released weights to start from
 
     def seeded(self, number: int) -> "Generation":
         """With random numbers of its own, which follow from the run's seed and its number."""
@@ -93,18 +93,22 @@ def train_phases(generation: Generation, learn: Callable[..., Path],
 
 
 def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
-            machine: devices.Machine, *, labels_only: bool = True, robustness: bool = True) -> dict:
+            machine: devices.Machine, *, labels_only: bool = True, robustness: bool = True,
+            allow_chance: bool = True) -> dict:
     """Run Algorithm 1 and return the report; what is complete in `out` already is not run again.
 
     Args:
         labels_only: also train each student's model on the labels alone, with the student's noise
-            and as many steps: what a student gains on it is the pool's doing.
-        robustness: also run eval_robust.quick_suite on 32x32 test images.
+            (section 3.2) and as many steps: what a student gains on it is the pool's doing.
+        robustness: also run eval_robust.quick_suite on test images.
+        allow_chance: only warn of a teacher that guesses; else it is an InputError.
     """
-    def learn(config: TrainConfig, name: str, pseudo: PseudoLabels | None,
-              start: Path | None) -> Path:
+    stages = outline.stages(generations, splits.sizes, labels_only, train_phases, model.scaling)
+    loop = outline.Loop(out / "log.jsonl", stages)
+
+    def learn(config, name, pseudo, start) -> Path:
         return train.train(config, splits.labeled, splits.validation, pseudo, start=start,
-                           out=out / f"{files.slug(name)}.pt", log=out / "log.jsonl", name=name,
+                           out=out / f"{files.slug(name)}.pt", name=name, loop=loop,
                            machine=machine)
 
     teacher, models = None, []
@@ -113,18 +117,19 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         if teacher:  # step 2, on a pool without held-out images
             # paper: B0 selects the images, B7 and L2 label them (pseudo_label.py --images-of);
             # here: every teacher selects, which takes seconds, and later ones label better.
+            found = Checkpoint.load(teacher)
+            advice.of_teacher(teacher.stem, found.val_top1, splits, allow_chance)
             pseudo = pseudo_label.label(
-                Checkpoint.load(teacher), splits.unlabeled,
-                out / f"{files.slug(generation.name)}-labels", generation.labelling,
-                seed=generation.config.seed, machine=machine,
+                found, splits.unlabeled, out / f"{files.slug(generation.name)}-labels",
+                generation.labelling, seed=generation.config.seed, machine=machine,
                 progress=f"{generation.name}: labelling")
-        start = teacher if generation.from_teacher else None
+            advice.of_labels(generation.name, pseudo, splits)
+        start = teacher if generation.from_teacher else generation.start_from
         teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3, and so step 4
         models.append((generation, teacher, pseudo))
 
-    # What is compared with has the student's noise (section 3.2): only the pool differs.
     on_labels = [
-        train_phases(generation.on_labels_only(), learn, None, None)
+        train_phases(generation.on_labels_only(), learn, None, generation.start_from)
         if labels_only and pseudo else None for generation, _, pseudo in models]
 
     # Every choice is made: only now is the test set read, so that nothing is chosen by it.
@@ -138,21 +143,18 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
 def test(generation: Generation, checkpoint: Path, pseudo: PseudoLabels | None,
          on_labels: Path | None, images: ImageSet, machine: devices.Machine, robust: bool) -> dict:
     """A generation's row of the report; accuracies in percent."""
-    def accuracy(found: Checkpoint, k: int = 1) -> float:
-        network = found.network().to(machine.device)
-        return train.accuracy(network, images, found.image_size, machine, k)
-
     found, kept = Checkpoint.load(checkpoint), checkpoint.with_suffix("")
-    network = found.network()
+    network, alone = found.network().to(machine.device), on_labels and Checkpoint.load(on_labels)
+    answers = train.answers(network, images, found.image_size, machine, min(5, len(images.classes)))
     return {
         "name": generation.name, "arch": found.arch, "checkpoint": checkpoint.name,
-        "parameters": model.count_parameters(network),
+        "parameters": model.count_parameters(network), "image_size": found.image_size,
         "unlabeled": pseudo and pseudo.counts, "pseudo_label_top1": pseudo and pseudo.top1,
-        "val_top1": found.val_top1, "test_top1": accuracy(found),
-        "test_top5": accuracy(found, 5) if len(images.classes) > 5 else None,
-        "labels_only_test_top1": on_labels and accuracy(Checkpoint.load(on_labels)),
-        "robustness": eval_robust.robustness(network, images, Path(f"{kept}-robustness.json"),
-                                             machine.device, generation.name) if robust else None,
+        "val_top1": found.val_top1, **report.figures(answers, images),
+        "labels_only_test_top1": alone and train.accuracy(
+            alone.network().to(machine.device), images, alone.image_size, machine),
+        "robustness": eval_robust.robustness(network, images, found.image_size, Path(
+            f"{kept}-robustness.json"), machine, generation.name) if robust else None,
     }
 
 
@@ -167,35 +169,33 @@ class Flags:
     filter: bool = True  # keep confident images only (section 3.1)
     noise: bool = True  # noise the unlabelled images of the students (table 6)
     labels_only: bool = True  # compare with each architecture trained on the labels alone
-    robustness: bool = True  # corrupt, perturb, attack 32x32 test images (3.3, 3.4)
+    robustness: bool = True  # corrupt, perturb, attack test images (3.3, 3.4)
     allow_smaller_student: bool = False  # against the paper's advice
+    allow_chance: bool = False  # go on with a teacher that does no better than guessing
     dry_run: bool = False  # only print what would be done, without any image
     images_per_second: cli.Positive | None = None  # of a training: a dry run in device hours, too
 
 
 def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
          ablations: cli.Given[Generation], machine: devices.Machine,
-         changes: cli.Given[TrainConfig]) -> None:
-    plan, wanted = sources.plan_for(source, flags.plan)
+         changes: cli.Given[train.TrainConfig]) -> None:
+    plan, wanted = sources.plan_for(source, flags.plan, ablations.get("start_from"))
     generations = plans.with_flags(plan, PLANS[plan], flags, labelling, ablations,
-                                   wanted | changes, model.scaling, train.recipe)
+                                   wanted | changes, Checkpoint.load, model.scaling, train.recipe)
     if flags.dry_run or flags.images_per_second:
-        return print(plans.outline(plan, generations, flags, source, train_phases, train.recipe))
+        return print(outline.outline(plan, generations, flags, source, train_phases,
+                                     model.scaling, train.recipe))
     machine, out = machine.chosen(), Path(flags.out or f"runs/{plan}")
-    files.require_place(out, [source.labeled, source.unlabeled, source.test, source.val])
-    splits = sources.choose(source, plan, generations[0].config.image_size, flags.seed,
-                            machine.workers)
-    plans.check(generations, splits.labeled, machine, train.build_model,  # students not smaller
-                flags.allow_smaller_student)
-    settings = {"generations": {one.name: asdict(one) for one in generations},
-                "labels_only": flags.labels_only, "images": images.digests(splits)}
+    splits = sources.choose(source, plan, generations[0].config, machine, out)
+    plans.check(generations, splits.labeled, machine, train.build_model, flags)
+    advice.before(splits, generations)
+    settings = plans.settings(generations, flags, images.digests(splits))
     with files.claim(out, settings, source=asdict(source)):
-        report.describe_images(splits, out, machine.device)
+        report.describe_images(splits, plan, out, machine.device)
         results = iterate(generations, splits, out, machine, labels_only=flags.labels_only,
-                          robustness=flags.robustness)
-        if devices.rank() == 0:
-            report.show(results, splits, out, lambda name: eval_robust.from_pixels(
-                Checkpoint.load(out / name).network(), machine.device))
+                          robustness=flags.robustness, allow_chance=flags.allow_chance)
+        report.show(results, splits, out, lambda name: eval_robust.from_pixels(
+            Checkpoint.load(out / name).network(), machine.device))
 
 
 if __name__ == "__main__":

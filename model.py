@@ -42,9 +42,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from support import InputError
+from support import InputError, weights
 from support.kernels import average, conv_norm, conv_norm_swish, padded_conv, recompute, swish
-from support.weights import copy_weights, imitate, our_names, read_checkpoint
 
 # Compound scaling of b0: two factors, the resolution trained at (pixels), the head's dropout.
 # b0 to b7 as EfficientNet's authors released them; l0 to l2 from table 8, in the arXiv version.
@@ -73,10 +72,9 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-NORM_EPSILON = 1e-3
 # TensorFlow calls this momentum 0.99: the share of the old average that is kept.
 # authors: a running variance divided by the count; here: by one less, as PyTorch has it.
-BatchNorm = partial(nn.BatchNorm2d, eps=NORM_EPSILON, momentum=0.01)
+BatchNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
 def scaling(arch: str) -> Scaling:
@@ -283,19 +281,19 @@ def freeze_shallow(network: EfficientNet, stages: int) -> None:
 
 
 def load_pretrained(network: EfficientNet, state_dict: dict[str, Tensor],
-                    fresh_classifier: bool = False) -> EfficientNet:
+                    fresh_classifier: bool = False,
+                    conventions: weights.Conventions | None = None) -> EfficientNet:
     """Load weights of timm's tf_efficientnet_*, of torchvision's efficientnet_*, or our own.
 
-    The padding and BatchNorm's epsilon become the source's, too; the network's own state dict
-    does not hold them. `fresh_classifier` keeps the network's own, untrained classifier, for
-    another set of classes. InputError where a name or a shape does not fit.
+    The network's state dict does not hold how it pads and normalises: the conventions do, by
+    default those of the source that the names tell. `fresh_classifier` keeps the network's own,
+    untrained classifier, for other classes. InputError where a name or a shape does not fit.
     """
-    own, found = network.state_dict(), our_names(state_dict)
+    own, found = network.state_dict(), weights.our_names(state_dict)
     if fresh_classifier:
         found |= {key: own[key] for key in ("classifier.weight", "classifier.bias")}
-    copy_weights(found, own)
-    imitate(network, state_dict, NORM_EPSILON)
-    return network
+    weights.copy_weights(found, own)
+    return weights.imitate(network, conventions or weights.known_conventions(state_dict))
 
 
 @dataclass(frozen=True)
@@ -304,13 +302,14 @@ class Checkpoint:
 
     arch: str  # b0 to b7, l0 to l2, or WIDTHxDEPTH
     image_size: int  # pixels
-    classes: tuple[str, ...] | None  # in the order of the logits; None: in released weights
+    classes: tuple[str, ...] | None  # in the order of the logits; None: not known
     weights: dict[str, Tensor]  # with the names of their source
     dropout: float
     survival_prob: float = 0.8
     small_images: bool = False
     rand_augment: tuple[int, float] = (0, 0.0)  # operations and magnitude in its training
     val_top1: float | None = None  # percent
+    conventions: weights.Conventions = weights.Conventions()  # how its network pads and normalises
 
     @classmethod
     def load(cls, path: str | Path, arch: str | None = None) -> "Checkpoint":
@@ -318,7 +317,7 @@ class Checkpoint:
 
         InputError if it is missing, broken or does not fit: one line says which.
         """
-        with read_checkpoint(path, arch) as found:
+        with weights.read_checkpoint(path, arch) as found:
             _, _, resolution, dropout = scaling(found["arch"])
             checkpoint = cls(**{"image_size": resolution, "dropout": dropout} | found)
             with torch.device("meta"):  # computes nothing, but compares names and shapes
@@ -327,7 +326,8 @@ class Checkpoint:
 
     def network(self) -> EfficientNet:
         """The network with these weights, in evaluation mode."""
-        num_classes = len(our_names(self.weights)["classifier.bias"])
+        num_classes = len(weights.our_names(self.weights)["classifier.bias"])
         network = efficientnet(self.arch, num_classes, dropout=self.dropout,
                                survival_prob=self.survival_prob, small_images=self.small_images)
-        return load_pretrained(network, self.weights).to(memory_format=torch.channels_last).eval()
+        load_pretrained(network, self.weights, conventions=self.conventions)
+        return network.to(memory_format=torch.channels_last).eval()

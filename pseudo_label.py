@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import augment
 from model import Checkpoint
-from support import InputError, cli, datasets, devices, files, folders, label_store, reading
+from support import InputError, cli, devices, files, label_store, predictions, reading, sources
 from support.images import ImageSet
 from support.label_store import PseudoLabels
 from support.ranking import ranked
@@ -190,7 +190,9 @@ class Flags:
 
     teacher: cli.File  # checkpoint of train.py or iterate.py
     unlabeled: cli.Folder  # images, nested as you like
-    out: cli.Folder  # where the labels go, for train.py
+    out: cli.Folder | None = None  # where the labels go, for train.py
+    csv: cli.File | None = None  # label nothing, but list what the teacher says of each image
+    top: cli.Count = 1  # classes of an image in that list
     held_out: list[cli.Folder] | None = None  # validation and test images, which are left out
     seed: cli.Whole = 0  # of the duplicates, and of a noised teacher
     images_of: cli.Folder | None = None  # label the images of these earlier labels, select none
@@ -200,17 +202,14 @@ class Flags:
 
 def main(flags: Flags, how: cli.Given[Labelling],
          machine: Annotated[devices.Machine, "device", "workers", "megapixels"]) -> None:
-    given = how | {name: value for name, value in asdict(flags).items() if value}
-    for name in label_store.SELECTION:
-        if flags.images_of and name in given:
-            raise InputError(f"--{name.replace('_', '-')} does not go with --images-of, whose "
-                             "images are chosen already: leave it out")
     teacher, machine = Checkpoint.load(flags.teacher), machine.chosen()
-    pool = datasets.read_pool(flags.unlabeled, teacher.classes, flags.out)
+    pool, held_out = sources.read_unlabeled(flags, how, teacher.classes, machine.workers)
+    if flags.csv:
+        return predictions.write(flags.csv, flags.top, pool, predict, teacher, machine)
     try:
         labels = label(teacher, pool, flags.out, Labelling(**how), seed=flags.seed, machine=machine,
-                       held_out=folders.fingerprints(flags.held_out or (), machine.workers),
-                       images_of=flags.images_of, shard=flags.shard, batch_size=flags.batch_size)
+                       held_out=held_out, images_of=flags.images_of, shard=flags.shard,
+                       batch_size=flags.batch_size)
     except label_store.Unfinished as missing:
         print(missing)
         return

@@ -15,6 +15,7 @@ command again continues where the last one stopped.
 import math
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +27,7 @@ import augment
 import model
 from model import Checkpoint
 from pseudo_label import predict
-from support import InputError, batches, cli, devices, files, runs, sources, weights
+from support import InputError, batches, cli, devices, files, reading, runs, sources, weights
 from support.batches import Batch, Chance
 from support.images import ImageSet
 from support.label_store import PseudoLabels
@@ -230,32 +231,30 @@ def noise(batch: Batch, config: TrainConfig, step: int) -> Tensor:
     images, labeled = batch.images, len(batch.labels)
     first = 0 if config.augment_labeled else labeled  # table 6: one kind of images may stay clean
     last = len(images) if config.augment_unlabeled else labeled
-    if first >= last:
-        return images
     whole = batch.whole if config.augment_unlabeled else config.batch_size
     chance = Chance(generator, batch.rows[first:last], whole)
     augmented = pipeline(images[first:last], rand_augment, chance, config.flip)
-    if len(augmented) == len(images):
-        return augmented
     return torch.cat([images[:first], augmented, images[last:]])
 
 
-def accuracy(network: nn.Module, images: ImageSet, image_size: int, machine: devices.Machine,
-             k: int = 1) -> float:
-    """Top-k accuracy in percent on clean, centre-cropped images; processes share the work."""
-    own = images.subset(torch.arange(devices.rank(), len(images), devices.world_size()))
-    correct = torch.zeros((), dtype=torch.float64)  # of a process without an image
-    if len(own):
-        probabilities = predict(network, own, image_size, device=machine.device,
-                                workers=machine.workers)
-        correct = (probabilities.topk(k).indices == own.labels[:, None]).double().sum()
-    return 100 * devices.total(correct).item() / len(images)
+def answers(network: nn.Module, images: ImageSet, image_size: int, machine: devices.Machine,
+            k: int = 1) -> Tensor:
+    """The k most probable classes (N, k) of clean, centre-cropped images; processes share them."""
+    return reading.answers(partial(predict, network, image_size=image_size, device=machine.device,
+                                   workers=machine.workers), images, k)
+
+
+def accuracy(network: nn.Module, images: ImageSet, image_size: int,
+             machine: devices.Machine) -> float:
+    """Top-1 accuracy in percent on clean, centre-cropped images."""
+    found = answers(network, images, image_size, machine)[:, 0]
+    return 100 * (found == images.labels).double().mean().item()
 
 
 def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = None,
           pseudo: PseudoLabels | None = None, *, out: str | Path, start: str | Path | None = None,
           machine: devices.Machine = devices.CPU, checkpoint_steps: int | None = None,
-          log_steps: int = 20, log: str | Path | None = None, name: str = "train") -> Path:
+          log_steps: int = 20, name: str = "train", loop: runs.Loop | None = None) -> Path:
     """Train one model, a teacher or (with pseudo labels) a student; returns its checkpoint's path.
 
     The checkpoint holds the EMA with the best validation accuracy (ties: the latest), or the last
@@ -266,7 +265,8 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         start: a checkpoint to take the first weights from (finding 8); None: from scratch.
         checkpoint_steps: steps between two states to resume from; None: a twentieth of the run,
             but no more than 500.
-        log_steps: steps between two lines of `log`, by default a file beside the checkpoint.
+        log_steps: steps between two lines of the log, a file beside the checkpoint.
+        loop: that this is a stage of, which has a log for all.
 
     Raises:
         InputError: sizes do not fit, or the run to continue had another configuration.
@@ -274,21 +274,20 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     """
     batches.check(config, labeled, pseudo, machine)
     config, device = replace(config, labeled_images=len(labeled)), torch.device(machine.device)
-    initial = Checkpoint.load(start) if start else None
-    if initial:
-        weights.require_same_model(start, initial, config, labeled.classes)
+    initial = Checkpoint.load(start, config.arch) if start else None
     every = {"log": log_steps, "save": checkpoint_steps or min(500, -(-config.total_steps // 20)),
              "evaluate": max(1, round(config.evaluate_epochs * config.steps_per_epoch))}
     settings = {"config": asdict(config), "classes": labeled.classes, "name": name,
                 "start": initial and files.digest(*initial.weights.values()),
                 "images": batches.contents(labeled, validation, pseudo)}
-    run = runs.Run(out, settings, config.total_steps, every=every, name=name, log=log)
+    run = runs.Run(out, settings, config.total_steps, every=every, name=name, loop=loop)
     if run.finished:
         return run.out
 
     network = build_model(config, len(labeled.classes))
     if initial:
-        model.load_pretrained(network, initial.weights)
+        fresh = weights.check_start(start, initial, config, labeled.classes)
+        model.load_pretrained(network, initial.weights, fresh, initial.conventions)
     network.checkpoint_blocks = machine.checkpoint_blocks
     network = network.to(device, memory_format=torch.channels_last).train()  # the faster layout
     average, best = ModelEMA(network, config.ema_decay), Best()
@@ -335,7 +334,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
             best.offer(top1, average.network, step)
         if run.due("save", step):
             run.save(step)
-    return run.finish(**best.kept)
+    return run.finish(**best.kept, conventions=[*initial.conventions] if initial else [])
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@
     files.py          files written whole, and whether they belong to the settings at hand
     runs.py           a training: finished, resumed, saved, logged
     label_store.py    the folder of pseudo labels that many processes fill
+    predictions.py    tables of predictions and of pseudo labels, for people
     weights.py        files of weights, and the names that others give them
     plans.py          the generations of the small plans, and why they are so
+    outline.py        what a loop will do: its stages, images and hours
+    advice.py         warnings at the moment a fault is known
     cli.py            command lines from dataclasses; errors as one line
     report.py         the tables at the end of a loop; picture.py: its curves, bars and images
     archives.py       the released robustness sets; scores.py: what a network scores on them

@@ -4,7 +4,9 @@
     imagenet-c   <corruption>/<1..5>/<wnid>/*.JPEG          224x224 or 299x299; Zenodo 2235448
     imagenet-p   <perturbation>/<wnid>/*.mp4                as large; 31 frames; Zenodo 3565846
     cifar10-c    <corruption>.npy, labels.npy               (50000, 32, 32, 3); Zenodo 2535967
+    cifar100-c   <corruption>.npy, labels.npy               the same of CIFAR-100; Zenodo 3555552
     cifar10-p    <perturbation>.npy                         (10000, frames, 32, 32, 3)
+    tiny-imagenet-c  <corruption>/<1..5>/<wnid>/*.JPEG      64x64, 200 classes; Zenodo 2536630
     others       <class>/*                                  any folder of class folders
 
 ImageNet-C and -P may lie below the folders of their tar files (noise, blur, weather, digital).
@@ -26,10 +28,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import InputError, cli, corruptions, folders, images, reading
-from support.weights import our_names
+from support.weights import IMAGENET, our_names
 
-# The 1000 classes ("wnids", in the order of the logits) and the 200 of them in ImageNet-A.
-IMAGENET = json.loads(Path(__file__).with_name("imagenet_classes.json").read_text())
+CIFAR100 = IMAGENET["cifar100"]
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 # The baselines of ImageNet-C and -P: AlexNet's top-1 errors at the five severities of each of the
 # 15 corruptions, in the benchmark's order, and its flip rates under the 10 perturbations.
@@ -43,8 +44,10 @@ MOVING = dict.fromkeys(ALEXNET_FLIP_RATE, 31) | {"translate": 41}
 # CIFAR-10-P has spatter in the place of snow.
 MOVING_CIFAR = {"spatter" if name == "snow" else name: corruptions.PERTURBATIONS.get(name, 31)
                 for name in MOVING}
+CLASSES = {"cifar10-c": 10, "cifar10-p": 10, "cifar100-c": 100, "tiny-imagenet-c": 200}
 PARTS = {"imagenet": {"all": 1}, "imagenet-a": {"all": 1}, "imagenet-c": SEVERE,
-         "imagenet-p": MOVING, "cifar10-c": SEVERE, "cifar10-p": MOVING_CIFAR,
+         "imagenet-p": MOVING, "cifar10-c": SEVERE, "cifar100-c": SEVERE,
+         "tiny-imagenet-c": SEVERE, "cifar10-p": MOVING_CIFAR,
          "fgsm": dict.fromkeys(["0", "1", "2", "4", "8", "16"], 1), "pgd": {"16": 1},
          "quick": {"all": 1}}
 
@@ -78,22 +81,23 @@ class TestSet:
                                  "for pgd: leave it out")
         if self.epsilon and self.suite not in ("fgsm", "pgd"):
             raise InputError(f"--epsilon is not for --suite {self.suite}, but for fgsm and pgd")
-        classes = checkpoint.classes or tuple(IMAGENET["wnids"])
-        size, outputs = self.image_size or checkpoint.image_size, len(
-            our_names(checkpoint.weights)["classifier.bias"])
-        if self.suite == "quick" and size != 32:
-            raise InputError("--suite quick: its corruptions are made for 32x32 images, not for "
-                             f"{size}; use another suite, or --image-size 32")
-        if len(classes) != outputs:
+        classes, size = checkpoint.classes, self.image_size or checkpoint.image_size
+        if self.suite == "quick" and size < 32:
+            raise InputError("--suite quick: its corruptions need images of 32x32 pixels or more, "
+                             f"not {size}; give a larger --image-size")
+        if classes is None:
+            outputs = len(our_names(checkpoint.weights)["classifier.bias"])
             raise InputError(f"released weights of {outputs} classes, not of ImageNet's 1000, do "
                              "not say which: train their like with train.py")
-        needed = 10 if self.suite.startswith("cifar10") else 1000
+        needed = CLASSES.get(self.suite, 1000)
         if "-" in self.suite and len(classes) != needed:
             raise InputError(f"--suite {self.suite} needs a network of {needed} classes, and this "
                              f"one has {len(classes)}; give another --checkpoint")
-        if needed == 10 and list(classes) not in (CIFAR10, [*"0123456789"]):
-            raise InputError(f"--suite {self.suite} is of {', '.join(CIFAR10)}, this network of "
-                             f"{', '.join(classes)}: name class folders as CIFAR-10 does")
+        known = {10: CIFAR10, 100: CIFAR100}.get(needed, classes)
+        digits = [f"{number:0{len(str(needed - 1))}}" for number in range(needed)]
+        if list(classes) not in ([*known], digits):
+            raise InputError(f"--suite {self.suite} is of {images.first_names(known)}, this "
+                             f"network of {images.first_names(classes)}: name class folders so")
         return replace(self, classes=classes, image_size=size, workers=workers,
                        data_dir=str(Path(self.data_dir).resolve()))
 
@@ -114,7 +118,7 @@ class TestSet:
         sequences at a time as the batch size allows; InputError if the part is not whole.
         """
         (folder, _, severity), frames = name.partition("/"), self.frames(name)
-        find = self._find_rows if self.suite.startswith("cifar10") else self._find_files
+        find = self._find_rows if self.suite.startswith("cifar") else self._find_files
         items, labels, decode = find(folder, severity, frames)
         count = max(1, self.batch_size // frames)
         chunks = [items[first: first + count] for first in range(0, len(items), count)]
@@ -128,7 +132,7 @@ class TestSet:
 
     def _find_files(self, folder: str, severity: str, frames: int) -> tuple:
         root = Path(self.data_dir)
-        if self.suite in ("imagenet-c", "imagenet-p"):
+        if self.suite in ("imagenet-c", "imagenet-p", "tiny-imagenet-c"):
             found = [path for path in root.glob(f"*/{folder}") if path.is_dir()]
             root = (found or [root / folder])[0] / severity
         found = folders.list_images(root) if frames == 1 else [
@@ -164,11 +168,12 @@ class TestSet:
         views = (_decode_video(file, frames) if frames > 1 else
                  [images.read_image(str(file), upright)])
         size, bicubic = (self.image_size, self.image_size), Image.Resampling.BICUBIC
-        if self.suite in ("imagenet-c", "imagenet-p"):
+        if self.suite in ("imagenet-c", "imagenet-p", "tiny-imagenet-c"):
             # section 3.3: "resize images to the resolution EfficientNet trained on": no crop.
-            if views[0].size not in ((224, 224), (299, 299)):
-                raise InputError(f"{file}: {views[0].width}x{views[0].height} pixels; ImageNet-C "
-                                 "and ImageNet-P have 224x224 or 299x299")
+            sides = (64,) if self.suite == "tiny-imagenet-c" else (224, 299)
+            if views[0].size not in [(side, side) for side in sides]:
+                raise InputError(f"{file}: {views[0].width}x{views[0].height} pixels; "
+                                 f"{self.suite} has {' or '.join(map(str, sides))} a side")
             views = [view.resize(size, bicubic) for view in views]
         elif self.suite == "imagenet-a":
             # paper: silent on ImageNet-A; here: the whole central square, as A. E. Orhan, whom

@@ -47,6 +47,7 @@ NO_FLAG = "no flag"
 LEAST, BELOW_ONE = math.nextafter(0, 1), math.nextafter(1, 0)
 Count = Annotated[int, Range(1, 10**9, "1 to 1,000,000,000"), "N"]
 Batch = Annotated[int, Range(1, 100_000, "1 to 100,000"), "N"]
+Workers = Annotated[int, Range(0, 1000, "0 to 1,000"), "N"]
 Whole = Annotated[int, Range(0, 2**63, "0 or more"), "N"]
 NonNegative = Annotated[float, Range(0, 1e30, "0 or more"), "X"]
 Positive = Annotated[float, Range(LEAST, 1e30, "more than 0"), "X"]

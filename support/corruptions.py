@@ -5,12 +5,14 @@ The benchmarks of section 3.3 (Hendrycks & Dietterich, 2019) ask two questions o
     ImageNet-C    is the class still found when sensor, lens, weather or file format corrupt it?
     ImageNet-P    is the answer, right or wrong, the same when the view moves by a little?
 
-Here similar corruptions are applied to any 32x32 images, at the severities of CIFAR-10-C and -P,
-to compare one's own networks. Scores cannot be compared with published ones: "authors: ..." says
+Here similar corruptions are applied to any images, at the severities of CIFAR-10-C and -P where
+they have 32x32 pixels, of ImageNet-C from 224x224 on, and between the two in between, to compare
+one's own networks. Scores cannot be compared with published ones: "authors: ..." says
 where github.com/hendrycks/robustness does more than the code here.
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,8 +23,12 @@ from PIL import Image
 from torch import Generator, Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
-# CIFAR-10-C's numbers of each corruption at severity 1 to 5; `corrupt` says what they are.
-SEVERITIES = json.loads(Path(__file__).with_name("severities.json").read_text())["severities"]
+from support import InputError
+
+# CIFAR-10-C's numbers of each corruption at severity 1 to 5, and ImageNet-C's; `corrupt` says what
+# they are.
+_TABLES = json.loads(Path(__file__).with_name("severities.json").read_text())
+SEVERITIES, AT_224 = _TABLES["severities"], _TABLES["at_224"]
 # authors: two more, tilt and spatter.
 PERTURBATIONS = {"gaussian_noise": 31, "shot_noise": 31, "motion_blur": 21, "zoom_blur": 31,
                  "brightness": 31, "translate": 16, "rotate": 31, "scale": 31}  # frames
@@ -56,9 +62,9 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
     return weights @ x @ weights.T
 
 
-def _motion_blur(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
+def _motion_blur(x: Tensor, radius: float, sigma: float, degrees: Tensor) -> Tensor:
     """Weighted mean along a line that starts at each pixel, (N,) degrees clockwise from right."""
-    taps = torch.arange(min(2 * radius, int(4 * sigma)) + 1)
+    taps = torch.arange(int(min(2 * radius, 4 * sigma)) + 1)
     weights = torch.exp(-0.5 * (taps / sigma) ** 2)
     step = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], dim=1)  # (N, 2)
     step = step[:, None, None] * 2 / x.shape[-1]
@@ -125,12 +131,33 @@ def _elastic(x: Tensor, amplitude: float, smoothness: float, reach: float,
 # ---- The two benchmarks ----
 
 
-def corrupt(images: Tensor, name: str, severity: int, generator: Generator | None = None) -> Tensor:
-    """One of the 15 corruptions of ImageNet-C, at CIFAR-10-C's severities, 1 to 5.
-
-    images: (N, 3, S, S) uint8 on the host, S about 32; so is the result. name: of SEVERITIES.
+def check(images: Tensor) -> int:
+    """The images' side in pixels; InputError unless they are five or more, (N, 3, S, S) uint8 with
+    S of 32 or more.
     """
-    x, value = images.float() / 255, SEVERITIES[name][severity - 1]
+    count, *shape = images.shape
+    side = shape[-1]
+    if images.dtype != torch.uint8 or shape != [3, side, side] or side < 32 or count < 5:
+        raise InputError("the quick suite needs five or more images, uint8, of 32x32 pixels or "
+                         f"more: got {tuple(images.shape)} {images.dtype}")
+    return side
+
+
+def numbers_of(name: str, severity: int, size: int) -> float | list[float]:
+    """A corruption's numbers for images of size x size pixels."""
+    small, large = SEVERITIES[name][severity - 1], AT_224[name][severity - 1]
+    share = min(max(math.log(size / 32, 224 / 32), 0), 1)  # of the way from 32 to 224 pixels
+    if isinstance(small, list):
+        return [a + share * (b - a) for a, b in zip(small, large, strict=True)]
+    return small + share * (large - small)
+
+
+def corrupt(images: Tensor, name: str, severity: int, generator: Generator | None = None) -> Tensor:
+    """One of the 15 corruptions of ImageNet-C, at severity 1 to 5.
+
+    images: (N, 3, S, S) uint8 on the host; so is the result. name: of SEVERITIES.
+    """
+    x, value = images.float() / 255, numbers_of(name, severity, images.shape[-1])
     match name:
         case "gaussian_noise":  # standard deviation; white is 1
             x = x + value * torch.randn(x.shape, generator=generator)
@@ -140,13 +167,15 @@ def corrupt(images: Tensor, name: str, severity: int, generator: Generator | Non
             chance = torch.rand(x.shape, generator=generator)
             x = x.masked_fill(chance < value / 2, 0).masked_fill(chance > 1 - value / 2, 1)
         case "defocus_blur":
-            (radius, softness), across = value, torch.arange(-2, 3)
+            (radius, softness), reach = value, max(2, math.ceil(value[0]))
+            across = torch.arange(-reach, reach + 1)
             disk = (across[:, None] ** 2 + across**2 <= radius**2).float()
             kernel = _blur(disk / disk.sum(), softness)
-            padded = F.pad(x.flatten(0, 1)[:, None], (2, 2, 2, 2), mode="reflect")
+            padded = F.pad(x.flatten(0, 1)[:, None], (reach,) * 4, mode="reflect")
             x = F.conv2d(padded, kernel[None, None]).view_as(x)
         case "glass_blur":
-            sigma, reach, rounds = value  # a pixel comes from how far away, how often
+            sigma, *rest = value
+            reach, rounds = map(round, rest)  # a pixel comes from how far away, how often
             x = _blur(x, sigma)
             for _ in range(rounds):
                 # authors: pixels swap places, one after the other; here: all fetch at once.
@@ -182,7 +211,8 @@ def corrupt(images: Tensor, name: str, severity: int, generator: Generator | Non
                         for picture in images.permute(0, 2, 3, 1).numpy()]
             x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
         case "jpeg_compression":  # quality
-            x = torch.stack([decode_jpeg(code) for code in encode_jpeg([*images], value)]) / 255
+            codes = encode_jpeg([*images], round(value))
+            x = torch.stack([decode_jpeg(code) for code in codes]) / 255
     return (255 * x).round().clamp(0, 255).to(torch.uint8)
 
 

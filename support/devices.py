@@ -35,7 +35,7 @@ class Machine:
     """Where and how to compute; of a result at most the last digits depend on it"""
 
     device: Literal["auto", "cpu", "cuda", "mps", "xla"] = "auto"  # xla also drives TPUs
-    workers: cli.Whole = 2  # processes that decode images
+    workers: cli.Workers = 2  # processes that decode images
     compile: bool = False  # compile the network; faster on GPUs after a minute
     checkpoint_blocks: bool = False  # compute activations twice, not keep them: less memory
     megapixels: cli.Positive = 180.0  # of the largest image that is read: a larger one is an error
@@ -88,7 +88,7 @@ def _start_xla() -> torch.device:
         import torch_xla.runtime
     except ImportError as error:
         raise InputError(f"device xla is not there: torch_xla cannot be imported ({error}); "
-                         "install it or use --device auto") from None
+                         "pip install -r requirements-xla.txt, or use --device auto") from None
     torch_xla.runtime.use_spmd()
     return torch_xla.device()
 

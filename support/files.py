@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -134,7 +135,7 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in HELD])
 def lock(place: str | Path, name: str | Path) -> Iterator[None]:
     """Inside, no other process is at this place; InputError while another one is.
 
-    The file `name` is there meanwhile. A process that dies leaves it behind, but unlocked.
+    The file `name` says who it is meanwhile. A process that dies leaves it behind, but unlocked.
     """
     path = Path(name)
     if devices.rank() > 0:  # of torchrun's processes the first one locks
@@ -143,7 +144,7 @@ def lock(place: str | Path, name: str | Path) -> Iterator[None]:
     make_folder(path.parent)
     while True:
         try:
-            file = open(path, "w")
+            file = open(path, "a+")
         except OSError as error:
             raise InputError(f"{path}: not written ({error}); choose another place") from None
         with file:
@@ -154,11 +155,15 @@ def lock(place: str | Path, name: str | Path) -> Iterator[None]:
             except FileNotFoundError:
                 continue
             except BlockingIOError:
-                raise InputError(f"{place}: another process is at this run; wait for it, or choose "
-                                 "another output") from None
+                file.seek(0)
+                raise InputError(f"{place}: another process is at this run{file.read()}; wait for "
+                                 "it, or choose another output") from None
             except OSError:
                 pass  # a file system without locks
             HELD.add(file)
+            file.truncate(0)
+            file.write(f" (number {os.getpid()} on {platform.node()})")
+            file.flush()
             try:
                 yield
             finally:

@@ -20,7 +20,7 @@ def _hidden(name: str) -> bool:
 
 
 def list_files(folder: str | Path) -> list[str]:
-    """Every file below `folder` at any depth, sorted.
+    """Every file below `folder` at any depth, sorted; a file by itself is one.
 
     Links are followed, hidden names and SYSTEM_FOLDERS are not. InputError if a folder cannot be
     listed.
@@ -28,6 +28,8 @@ def list_files(folder: str | Path) -> list[str]:
     def fail(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check the path")
 
+    if os.path.isfile(folder):
+        return [str(folder)]
     found, visited = [], set()
     for directory, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
         new = os.path.realpath(directory) not in visited  # links may lead round in a circle

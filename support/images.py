@@ -22,6 +22,7 @@ from tqdm.contrib.concurrent import process_map
 from support import InputError, devices, files
 
 warnings.filterwarnings("ignore", module="PIL")  # about files that it reads all the same
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, of 1
 UNKNOWN = -1  # label of an image whose class nobody has told us
 NO_CLASS = -2  # label of an image known to show none of the classes: a part of the demo's pool
 # An image is what Pillow reads in one of these formats. (For EPS it would start Ghostscript.)
@@ -70,6 +71,11 @@ class Splits:
     validation: ImageSet  # every choice (checkpoint, hyperparameters) is made on it
     test: ImageSet  # read once, for the figure that is reported
     notes: dict = field(default_factory=dict)  # JSON-able: what was removed or skipped on the way
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Labelled images, classes, unlabelled images."""
+        return len(self.labeled), len(self.labeled.classes), len(self.unlabeled)
 
 
 def digest(source: ImageSet) -> str:

@@ -5,6 +5,7 @@
     balanced.npy                  (K,) the images to train on: rows of unique, with duplicates
     targets.npy                   (U, num_classes) float16, from pass 2
     target_class.npy              (U,) the teacher's class of the same
+    labels.csv                    for the eye: file, class, confidence, copies
     labels.json                   settings, counts, accuracy; written last
     progress/                     what is done, until then
 """
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from support import InputError, devices, files, images
+from support import InputError, devices, files, images, predictions
 from support.images import ImageSet
 
 
@@ -87,9 +88,7 @@ def _open(folder: str | Path, pool: ImageSet, settings: dict) -> tuple[dict, dic
 
 
 def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
-    """The pseudo labels of a folder; InputError if they are not complete, of another pool, or made
-    with other settings.
-    """
+    """The pseudo labels of a folder; InputError if incomplete, or of another pool or settings."""
     wanted = pool_settings(pool) if settings is None or "pool" not in settings else {}
     facts, arrays = _open(folder, pool, wanted | (settings or {}))
     return PseudoLabels(pool.subset(torch.tensor(arrays["unique"])), **facts, **arrays)
@@ -226,6 +225,8 @@ class LabelStore:
         """How many images each step kept, by class, too, and how many labels are right."""
         confidence, guess, unique, balanced, label = map(
             self.load, ("confidence", "class", "unique", "balanced", "target_class"))
+        predictions.list_labels(self.folder / "labels.csv", self.pool, unique, balanced, label,
+                                confidence)
         usable = confidence > 0  # zero: a file that cannot be read, or a held-out image
         kept = {"pool": guess[usable], "confident": guess[confidence > self.settings["threshold"]],
                 "unique": guess[unique], "balanced": guess[unique[balanced]]}

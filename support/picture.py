@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from support import corruptions, images
+from support import corruptions, images, reading
 from support.images import ImageSet
 from support.label_store import PseudoLabels
 
@@ -26,18 +26,20 @@ def curves(log: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
 
 
 @torch.no_grad()
-def examples(test: ImageSet, teacher: Callable[[Tensor], Tensor],
+def examples(test: ImageSet, size: int, teacher: Callable[[Tensor], Tensor],
              student: Callable[[Tensor], Tensor]) -> list[tuple[str, Tensor, int, int]]:
     """As in figure 3: corrupted test images that the student gets right and the teacher wrong.
 
     Of each corruption, at severity 3, one of 300 images if there is one: the corruption, the image
-    (3, 32, 32) uint8, the teacher's class and the true one.
+    (3, size, size) uint8, the teacher's class and the true one.
     """
     generator, found = torch.Generator().manual_seed(0), []
+    test = reading.in_memory(test, size)
     chosen = test.subset(torch.randperm(len(test), generator=generator)[:300])
     for name in corruptions.SEVERITIES:
         corrupted = corruptions.corrupt(chosen.pixels, name, 3, generator)
-        guess, right = (model(corrupted).argmax(1).cpu() for model in (teacher, student))
+        guess, right = (torch.cat([model(part).argmax(1).cpu() for part in corrupted.split(
+            reading.size_for(size))]) for model in (teacher, student))
         rows = ((right == chosen.labels) & (guess != chosen.labels)).nonzero().flatten()
         if len(rows):
             row = int(rows[len(found) % len(rows)])  # not always of the same class
@@ -57,7 +59,8 @@ def draw(report: dict, labels: PseudoLabels, logged: dict, shown: list, path: Pa
 
     rows = report["generations"]
     robust = all(row["robustness"] for row in rows)
-    heights = (1, 1, *[1] * robust, *[0.45] * bool(shown), 1.35)
+    few = len(report["classes"]) <= 30
+    heights = (1, 1, *[1] * few, *[1] * robust, *[0.45] * bool(shown), 1.35)
     figure = Figure(figsize=(13, 4.2 * sum(heights)), layout="constrained")
     upper, second, *middle, lower = figure.subfigures(len(heights), 1, height_ratios=heights)
 
@@ -91,6 +94,8 @@ def draw(report: dict, labels: PseudoLabels, logged: dict, shown: list, path: Pa
     balance.legend()
 
     _draw_curves(*second.subplots(1, 2), [row["name"] for row in rows], logged)
+    if few:
+        _draw_classes(*middle.pop(0).subplots(1, 2, width_ratios=(1.4, 1)), rows, classes)
     if robust:
         _draw_robustness(*middle[0].subplots(1, 2, width_ratios=(1, 1.6)), rows)
     if shown:
@@ -127,13 +132,31 @@ def _draw_curves(accuracy, loss, names: list[str], logged: dict) -> None:
         axes.grid(alpha=0.3)
 
 
+def _draw_classes(accuracy, confusion, rows: list[dict], classes: list[str]) -> None:
+    """Accuracy by class of every generation, and the last one's confusion matrix."""
+    _draw_bars(accuracy, classes, {row["name"]: [
+        100 * found[number] / max(1, sum(found)) for number, found in enumerate(row["confusion"])]
+        for row in rows})
+    accuracy.set(title="Test accuracy by class", ylabel="top-1 (%)")
+    accuracy.legend(fontsize=8)
+    matrix = torch.tensor(rows[-1]["confusion"])
+    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    confusion.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    for row, column in matrix.nonzero().tolist():
+        confusion.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=7,
+                       color="white" if shares[row, column] > 0.5 else "black")
+    confusion.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+    confusion.set_yticks(range(len(classes)), classes, fontsize=8)
+    confusion.set(title=f"Test images of {rows[-1]['name']}", xlabel="answer", ylabel="class")
+
+
 def _draw_examples(figure, shown: list, classes: list[str]) -> None:
     figure.suptitle("Corrupted test images that the last student gets right; below the corruption, "
                     "and the first teacher's answer")
     bare = {"frame_on": False, "xticks": [], "yticks": []}
     cells = figure.subplots(1, len(shown), subplot_kw=bare, squeeze=False).flat
     for axes, (name, image, guess, truth) in zip(cells, shown, strict=True):
-        axes.imshow(image.permute(1, 2, 0))
+        axes.imshow(image.permute(1, 2, 0).numpy())
         axes.set_title(classes[truth], fontsize=8)
         axes.set_xlabel(f"{name.replace('_', ' ')}\n{classes[guess]}", fontsize=7)
 
@@ -161,8 +184,9 @@ def _draw_robustness(attacks, corruptions, rows: list[dict]) -> None:
 
 
 def _draw_images(figure, labels: PseudoLabels, classes: list[str]) -> None:
-    figure.suptitle(
-        "Pseudo labels of the last student: class and probability (red: wrong or of no class)")
+    known = bool((labels.images.labels != images.UNKNOWN).any())
+    figure.suptitle("Pseudo labels of the last student: class and probability"
+                    + " (red: wrong or of no class)" * known)
     pool, count = labels.images, len(labels.images)
     bare = {"frame_on": False, "xticks": [], "yticks": []}
     shown = torch.linspace(0, count - 1, min(40, count)).long().tolist()

@@ -1,5 +1,5 @@
-"""Plans: for each generation its name, what it changes of train.recipe, and of Labelling; how a
-command line changes a plan, and what a plan would cost.
+"""Plans: for each generation its name, what it changes of train.recipe, and of Labelling; and how
+a command line changes a plan.
 
 A hundred or a few thousand labels are seen hundreds of times in minutes instead of days, so Adam's
 step replaces RMSProp's (which needs a warm-up of many epochs), a cosine to zero the decay by 0.97,
@@ -9,11 +9,12 @@ average, section 3.1's "concat", in place of the authors' sum. All was chosen on
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
-from support import InputError, batches, report
+from support import InputError, batches, files, images
 from support.devices import Machine
 from support.images import ImageSet
 
@@ -37,11 +38,16 @@ CIFAR_CPU = DEMO | {
     "arch": "0.5x0.5", "unlabeled_ratio": 1, "learning_rate": 0.02, "ema_decay": 0.99,
     "epochs": 150.0, "evaluate_epochs": 10.0,
 }
+# Photographs: the crops are ImageNet's at any size, and labels are seen so often that the pool, not
+# the labels alone, decides the last points (results/photographs.md).
 # authors: no RandAugment for B0 and B1 on ImageNet; here: some, as own sets have fewer labels.
 OWN = FEW_LABELS | {
-    "arch": "b0", "image_size": 224, "batch_size": 64, "rand_augment_magnitude": 6.0,
-    "learning_rate": 0.002, "ema_decay": 0.999, "epochs": 100.0,
+    "arch": "b0", "image_size": 224, "crops": "imagenet", "batch_size": 64, "unlabeled_ratio": 1,
+    "rand_augment_operations": 1, "rand_augment_magnitude": 6.0, "learning_rate": 0.012,
+    "ema_decay": 0.99, "epochs": 200.0, "evaluate_epochs": 10.0,
 }
+# From trained weights, ours or released: a smaller rate, which keeps them, and a third of the time.
+FINETUNE = OWN | {"learning_rate": 0.004, "epochs": 60.0}
 CIFAR = FEW_LABELS | {
     "arch": "b0", "small_images": True, "batch_size": 128, "unlabeled_ratio": 7,
     "learning_rate": 0.004, "ema_decay": 0.999, "epochs": 200.0, "evaluate_epochs": 10.0,
@@ -73,6 +79,8 @@ GENERATIONS = {
     ),
     "cifar10": (("teacher", CIFAR, {}), ("student 1", CIFAR, {}), ("student 2", CIFAR, {})),
     "own": (("teacher", OWN, {}), ("student 1", OWN, {}), ("student 2", OWN, {})),
+    "finetune": (("teacher", FINETUNE, {}), ("student 1", FINETUNE, {}),
+                 ("student 2", FINETUNE, {})),
     "svhn": (("teacher", SVHN, {}), ("student 1", SVHN, {})),
     # The paper's own: figure 2 (--arch b0 to b7) and the two halves of table 6.
     "figure2": (("teacher", {"arch": "b7"}, {}),
@@ -80,27 +88,33 @@ GENERATIONS = {
     "table6": (("teacher", B5, {}), ("student 1", B5, {"per_class": 130_000})),
     "table6-1.3m": (("teacher", PLAIN_B5, {}), ("student 1", PLAIN_B5, {"per_class": 1_300})),
 }
-# Labelled images, classes and unlabelled images that a plan is for: what --dry-run counts with.
-IMAGENET = 1_281_167, 1000, 300_000_000
-SIZES = {"demo": (80, 10, 6_000), "cifar10-cpu": (4_000, 10, 41_000), "svhn": (65_937, 10, 531_131),
-         "cifar10": (4_000, 10, 41_000), "own": (1_000, 10, 10_000), "table6-1.3m": (
-             *IMAGENET[:2], 1_300_000)}
 
 
 def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablations: dict,
-               changes: dict, scaling: Callable, recipe: Callable) -> tuple:
+               changes: dict, load: Callable, scaling: Callable, recipe: Callable) -> tuple:
     """A plan's generations with the command line's changes.
 
     Args:
         generations: iterate.Generation, the teacher and its students; flags: iterate.Flags.
         labelling, ablations, changes: fields of their labelling, of themselves, of their config.
-        scaling, recipe: model.scaling and train.recipe.
+        load, scaling, recipe: model.Checkpoint.load, model.scaling and train.recipe.
+
+    With --start-from the teacher starts from a checkpoint, and so does every student of its
+    architecture, at its size of images.
     """
     if not flags.filter:
         labelling = labelling | {"threshold": 0.0}
     # The first teacher has no teacher to start from, and no pseudo labels to train on first.
-    of_teacher = {key: value for key, value in ablations.items() if key == "fixed_resolution"}
+    of_teacher = {key: value for key, value in ablations.items()
+                  if key in ("fixed_resolution", "start_from")}
     archs, chosen = flags.arch or [generation.config.arch for generation in generations], []
+    file = ablations.get("start_from")
+    start = load(file, (flags.arch or ["b0"])[0]) if file else None
+    if start and not flags.arch:
+        archs = [start.arch]
+    if start and start.arch != archs[0]:
+        raise InputError(f"--start-from: {file} holds a {start.arch}, not the teacher's "
+                         f"{archs[0]}: give --arch {start.arch} first, or none")
     for number, arch in enumerate(archs * len(generations) if len(archs) == 1 else archs):
         generation = generations[min(number, len(generations) - 1)]
         config, (_, _, resolution, dropout) = generation.config, scaling(arch)
@@ -109,21 +123,36 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
             generation = replace(generation, fixed_resolution=800 if arch == "l2" else None)
         elif flags.arch and "x" not in arch:
             config = replace(config, dropout=dropout)
-            if plan == "own":
+            if plan in ("own", "finetune"):
                 config = replace(config, image_size=resolution)
+        if start and arch == start.arch:
+            config = replace(config, image_size=start.image_size, dropout=dropout,
+                             small_images=start.small_images)
         if number and not flags.noise:  # table 6, "student w/o Aug, SD, Dropout"
             config = replace(config, augment_unlabeled=False, model_noise_unlabeled=False)
         config = replace(config, **{"arch": arch, "seed": flags.seed} | changes)
+        if config.optimizer == "adamw" and "learning_rate" not in changes:
+            # The rate is per 256 images. Adam's steps want it by the root of the batch, or those
+            # of a batch of 16, a quarter of the plan's, would be too small to learn anything.
+            ratio = generation.config.batch_size / config.batch_size
+            config = replace(config, learning_rate=config.learning_rate * ratio**0.5)
         chosen.append(replace(
             generation, name=f"student {number}" if number else "teacher", config=config,
             labelling=replace(generation.labelling, **labelling),
             **(ablations if number else of_teacher)))
+        if start and arch != start.arch:
+            images.say_once(f"{chosen[-1].name} ({arch}) starts from scratch: {file} holds a "
+                            f"{start.arch}")
+            chosen[-1] = replace(chosen[-1], start_from=None)
     return tuple(chosen)
 
 
 def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_model: Callable,
-          smaller_students: bool) -> None:
-    """InputError, before anything is written, for what would stop the loop in the middle."""
+          flags) -> None:
+    """InputError, before anything is written, for what would stop the loop in the middle.
+
+    flags: iterate.Flags.
+    """
     parameters = []
     for generation in generations:
         size, fixed = generation.config.image_size, generation.fixed_resolution
@@ -146,65 +175,17 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
             raise InputError(f"--from-teacher: a {student.arch} cannot start from the weights of a "
                              f"{teacher.arch}; give one --arch for all generations")
         before, now = parameters[number - 1: number + 1]
-        if now < before and not smaller_students:
+        if now < before and not flags.allow_smaller_student:
             raise InputError(
                 f"{generations[number].name} ({student.arch}, {now:,} parameters) is smaller than "
                 f"its teacher ({teacher.arch}, {before:,}): the method wants it equal or larger; "
                 "choose a larger --arch, or pass --allow-smaller-student")
 
 
-# ---- What a plan would cost ----
-
-
-def outline(plan: str, generations: Sequence, flags, source, train_phases: Callable,
-            recipe: Callable) -> str:
-    """What a loop would do, as a table, and what it changes of the paper's recipe.
-
-    Args:
-        flags: iterate.Flags; source: sources.Source, whose numbers replace those of SIZES.
-        train_phases, recipe: iterate.train_phases and train.recipe.
-    """
-    labeled, classes, pool = SIZES.get(plan, IMAGENET)
-    labeled = classes * source.labels_per_class if source.labels_per_class else labeled
-    pool, trained, labelled = source.unlabeled_images or pool, 0, 0
-    lines = [["training", "model", "pixels", "steps", "images a step", "images", "labels made"]]
-
-    def learn(config, name: str, pseudo: bool | None, start: object) -> None:
-        """A line for a phase, in the place of its training."""
-        steps = replace(config, labeled_images=labeled).total_steps
-        count = config.batch_size * ((config.joint or not pseudo)
-                                     + (config.unlabeled_ratio if pseudo else 0))
-        lines.append([name, config.arch, config.image_size, steps, count, steps * count, None])
-
-    for number, generation in enumerate(generations):
-        first = len(lines)
-        train_phases(generation, learn, bool(number) or None, None)
-        if number:
-            selected = (generation.labelling.per_class or pool // classes) * classes
-            lines[first][-1] = pool + min(selected, pool)  # the two passes
-        if number and flags.labels_only:
-            train_phases(generation.on_labels_only(), learn, None, None)
-    trained, labelled = (sum(line[column] or 0 for line in lines[1:]) for column in (-2, -1))
-    text = [f"plan {plan}: {labeled:,} labelled images of {classes:,} classes, a pool of {pool:,}",
-            report.align(lines), f"in all {trained:,} images trained on, {labelled:,} labelled"]
-    if flags.images_per_second:
-        hours = (trained + labelled / 3) / flags.images_per_second / 3600
-        text.append(f"{hours:,.1f} device hours at {flags.images_per_second:g} images a second "
-                    "(labelling: three times as many), without validation and test")
-    changed = {}  # the generations that change the same
-    for generation in generations:
-        changed.setdefault(_changes(generation, recipe), []).append(generation.name)
-    text += [f"{', '.join(names)}: {changes}" for changes, names in changed.items()]
-    return "\n\n".join(text)
-
-
-def _changes(generation, recipe: Callable) -> str:
-    """What a generation changes of the paper's recipe for its model."""
-    usual, changed = recipe(generation.config.arch), []
-    for field in fields(usual):
-        paper, here = (getattr(config, field.name) for config in (usual, generation.config))
-        if paper != here and field.name not in ("seed", "labeled_images"):
-            changed.append(f"{field.name} {here} ({paper})")
-    if generation.labelling.temperature != 1:
-        changed.append(f"temperature {generation.labelling.temperature} (1.0)")
-    return f"not as in the paper (there): {', '.join(changed)}" if changed else "as in the paper"
+def settings(generations: Sequence, flags, contents: dict) -> dict:
+    """All that decides a loop's result. contents: hashes of the images."""
+    chosen = {one.name: asdict(one) for one in generations}
+    for one in chosen.values():
+        if file := one.pop("start_from"):
+            one["start"] = files.digest(Path(file).read_bytes())
+    return {"generations": chosen, "labels_only": flags.labels_only, "images": contents}

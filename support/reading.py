@@ -78,6 +78,20 @@ def clean(source: ImageSet, batches: Iterable[Tensor], image_size: int, workers:
             yield source.pixels[batch], torch.ones(len(batch), dtype=torch.bool)
 
 
+def in_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:
+    """The images as pixels: a set in memory as it is; of files some 2,000 * 32 / image_size, and
+    200 at least, always the same.
+    """
+    if source.pixels is not None:
+        return source
+    limit = max(200, 2000 * 32 // image_size)
+    rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:limit]
+    chosen = source.subset(rows.sort().values)
+    parts = torch.arange(len(chosen)).split(100)
+    pixels = torch.cat([batch for batch, _ in clean(chosen, parts, image_size, workers)])
+    return ImageSet(chosen.labels, chosen.classes, pixels)
+
+
 @contextlib.contextmanager
 def evaluation_mode(network: nn.Module, noised: bool = False) -> Iterator[None]:
     """Inside, every module is in evaluation mode; afterwards each is in its own again.
@@ -100,6 +114,15 @@ def size_for(image_size: int) -> int:
     So L2's largest map at 800 pixels, 276 MB an image, takes 3 GB, and B0's at 224 less than 1 GB.
     """
     return max(1, 500 * 128**2 // max(128, image_size)**2)
+
+
+def answers(predict: Callable[[ImageSet], Tensor], source: ImageSet, k: int) -> Tensor:
+    """The k most probable classes (N, k) of all images, of which each process predicts some."""
+    rows = torch.arange(devices.rank(), len(source), devices.world_size())
+    found = torch.zeros(len(source), k, dtype=torch.float64)
+    if len(rows):
+        found[rows] = predict(images=source.subset(rows)).topk(k).indices.double()
+    return devices.total(found).long()
 
 
 @torch.no_grad()

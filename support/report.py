@@ -11,19 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from support import devices, files, images, label_store, picture
-from support.images import Splits
+from support.images import ImageSet, Splits
+from support.outline import align
 
 
-def describe_images(splits: Splits, out: Path, device: torch.device) -> None:
+def describe_images(splits: Splits, plan: str, out: Path, device: torch.device) -> None:
     """Say how many images there are and what was left out, and begin the log with it."""
     if devices.rank() > 0:
         return
     notes, skipped = splits.notes, images.first_names(splits.notes["skipped_files"])
     sizes = {name: len(getattr(splits, name))
              for name in ("labeled", "unlabeled", "validation", "test")}
-    print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items())
+    print(f"{out}, plan {plan}: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items())
           + f" images of {len(splits.labeled.classes)} classes, on {device}")
     print(f"{notes['removed_from_pool']} unlabelled images equal to validation or test images "
           f"removed, {len(notes['skipped_files'])} unreadable files skipped"
@@ -41,29 +43,37 @@ def show(report: dict, splits: Splits, out: Path, network: Callable[[str], Calla
 
     network: from the name of a checkpoint to its function from pixels to logits.
     """
+    if devices.rank() > 0:
+        return
+    logged = picture.curves(out / "log.jsonl")
+    report |= {"classes": list(splits.test.classes), "seconds": {
+        name: found["seconds"][-1][1] for name, found in logged.items() if "seconds" in found}}
     files.write_json(out / "report.json", report)
-    print("\n\n".join(filter(None, (table(report), robustness_table(report)))))
+    print("\n\n".join(filter(None, (table(report), class_table(report), robustness_table(report),
+                                    time_table(report)))))
+    for text in report["notes"].get("warnings", ()):
+        print(f"\nWarning: {text}")
     first, *_, last = report["generations"]
     labels = label_store.read(out / f"{files.slug(last['name'])}-labels", splits.unlabeled)
-    shown = picture.examples(splits.test, *(network(row["checkpoint"]) for row in (first, last))
-                             ) if last["robustness"] else []
-    picture.draw(report, labels, picture.curves(out / "log.jsonl"), shown, out / "report.png")
+    shown = picture.examples(splits.test, last["image_size"], *(
+        network(row["checkpoint"]) for row in (first, last))) if last["robustness"] else []
+    picture.draw(report, labels, logged, shown, out / "report.png")
     print(f"\n{out}/report.json, {out}/report.png")
 
 
+def figures(answers: Tensor, images: ImageSet) -> dict:
+    """Of the most probable classes (N, k) of a test set: accuracies in percent, and the confusion.
+
+    confusion: for each true class how many of its images got each class; None over 200 classes.
+    """
+    count, right = len(images.classes), answers == images.labels[:, None]
+    pairs = (images.labels * count + answers[:, 0]).bincount(minlength=count**2)
+    return {"test_top1": 100 * right[:, 0].double().mean().item(),
+            "test_top5": 100 * right.any(1).double().mean().item() if count > 5 else None,
+            "confusion": pairs.view(count, count).tolist() if count <= 200 else None}
+
+
 # ---- The tables ----
-
-
-def align(lines: list[list]) -> str:
-    """A head and rows as text: words to the left, numbers to the right, None as "-"."""
-    columns = []
-    for head, *cells in zip(*lines, strict=True):
-        words, forms = isinstance(cells[0], str), {str: "", int: ",d", float: ".2f"}
-        texts = [head, *("-" if cell is None else format(cell, forms[type(cell)])
-                         for cell in cells)]
-        width = max(map(len, texts))
-        columns.append([text.ljust(width) if words else text.rjust(width) for text in texts])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def table(report: dict) -> str:
@@ -79,6 +89,28 @@ def table(report: dict) -> str:
     if all(row["test_top5"] is None for row in report["generations"]):
         lines = [[*line[:-2], line[-1]] for line in lines]
     return align(lines)
+
+
+def class_table(report: dict) -> str:
+    """Accuracy in percent by class, one column a generation; empty over 30 classes."""
+    rows, classes = report["generations"], report.get("classes", ())
+    if not 0 < len(classes) <= 30:
+        return ""
+    lines = [["test top-1 by class", "images", *(row["name"] for row in rows),
+              "most often mistaken for"]]
+    for number, name in enumerate(classes):
+        answers = [row["confusion"][number] for row in rows]
+        wrong = [0 if other == number else count for other, count in enumerate(answers[-1])]
+        lines.append([name, sum(answers[0]), *(
+            100 * found[number] / sum(found) if sum(found) else None for found in answers),
+            f"{classes[wrong.index(max(wrong))]} ({max(wrong)})" if any(wrong) else "-"])
+    return align(lines)
+
+
+def time_table(report: dict) -> str:
+    """Minutes by stage."""
+    return align([["training", "minutes"], *(
+        [name, seconds / 60] for name, seconds in report.get("seconds", {}).items())])
 
 
 def robustness_table(report: dict) -> str:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from support import InputError, devices, images
 from support.files import lock, plain, require_same, write_atomically
+from support.outline import Loop
 
 
 def to_host(state: object, copy: bool = False) -> object:
@@ -52,18 +53,19 @@ class Run:
         steps: how many there are.
         every: steps between two times of each of "log", "evaluate" and "save".
         name: of the run, in the log and before the progress bar.
-        log: JSON-lines file to append to; default: beside the checkpoint.
+        loop: that this run is a stage of; its log takes the place of the one beside the checkpoint.
     """
 
     def __init__(self, out: str | Path, settings: dict, steps: int, *, every: dict[str, int],
-                 name: str, log: str | Path | None = None):
+                 name: str, loop: Loop | None = None):
         self.out, self.settings, self.total = Path(out), plain(settings), steps
         if self.out.suffix in (".resume", ".jsonl", ".lock"):
             raise InputError(f"{out}: such a name is taken beside a checkpoint; use "
                              f"{self.out.stem}.pt")
         self.state = Path(f"{stem(out)}.resume")
-        self.log_file = Path(log or f"{stem(out)}.jsonl")
+        self.log_file = loop.log if loop else Path(f"{stem(out)}.jsonl")
         self.every, self.name, self.first, self.images, self.figures = every, name, 0, 0, {}
+        self.loop, self.seconds = loop, 0.0  # seconds: of the processes before this one
         self.finished, self.lock = self.out.exists(), Path(f"{stem(out)}.lock")
         if self.finished:
             self._read(self.out)
@@ -98,7 +100,7 @@ class Run:
             state = self._read(self.state)
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-            self.first = state["step"]
+            self.first, self.seconds = state["step"], state.get("seconds", 0.0)
         return self.first
 
     def steps(self, batches: Iterable) -> Iterator[tuple]:
@@ -123,9 +125,10 @@ class Run:
 
     def log(self, step: int, **figures: float) -> None:
         """Add a line to the log, and to the progress bar; FloatingPointError if the loss is NaN."""
+        seconds = time.perf_counter() - self.started
         if "loss" in figures:
-            speed = self.images / (time.perf_counter() - self.started)
-            figures["images_per_second"] = round(speed, 1)
+            figures |= {"images_per_second": round(self.images / seconds, 1),
+                        "seconds": round(self.seconds + seconds, 1)}
         self.figures |= figures
         if not math.isfinite(figures.get("loss", 0)):
             raise self._diverged(f"the loss is {figures['loss']} at step {step}")
@@ -133,14 +136,19 @@ class Run:
         shown = {name: f"{self.figures[key]:{form}}" for name, key, form in (
             ("loss", "loss", ".3f"), ("val", "val_top1", ".1f"),
             ("images_s", "images_per_second", ".0f")) if key in self.figures}
-        self.bar.set_postfix(shown, refresh=False)
+        said = [f"{name}={value}" for name, value in shown.items()]
+        if self.loop:
+            whole = seconds * self.total / (step + 1 - self.first)
+            said.append(self.loop.left(self.name, (step + 1) / self.total, whole))
+        self.bar.set_postfix_str(", ".join(said), refresh=False)
 
     def save(self, step: int) -> None:
         """Keep the state after this step; FloatingPointError if a weight is not finite."""
         state = {name: to_host(part.state_dict()) for name, part in self.parts.items()}
         if not all(value.isfinite().all() for value in state["network"].values()):
             raise self._diverged(f"weights are not finite after step {step}")
-        self._write(self.state, {"step": step + 1, **state})
+        seconds = self.seconds + time.perf_counter() - self.started
+        self._write(self.state, {"step": step + 1, "seconds": seconds, **state})
 
     def finish(self, **contents: object) -> Path:
         """Write the checkpoint, which ends the run, and return its path."""

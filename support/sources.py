@@ -123,23 +123,33 @@ READS = {
 }
 
 
-def plan_for(source: Source, plan: str | None) -> tuple[str, dict]:
+def plan_for(source: Source, plan: str | None, start: str | None = None) -> tuple[str, dict]:
     """The plan, and what the images change of its training.
 
-    None: one by the size of the images, of which a folder's first one tells.
+    None: one that starts from the file `start`, or by the size of the images, the median of 50 of
+    a folder.
     """
+    plan = plan or ("finetune" if start else None)
     if source.dataset:
         _, _, own, changes = PUBLISHED[source.dataset]
         return plan or own, changes
     folder = source.labeled or source.train
     if plan or folder is None:
         return plan or "demo", {}
-    side = max(images.read_image(folders.list_classes(folder).files[0]).size)
+    found = folders.list_classes(folder).files
+    sides = sorted(max(images.read_image(file).size) for file in found[:: len(found) // 50 + 1])
+    side = sides[len(sides) // 2]
     return ("cifar10", {"image_size": max(side, 32)}) if side <= 64 else ("own", {})
 
 
-def choose(source: Source, plan: str, image_size: int, seed: int, workers: int = 0) -> Splits:
-    """The images that the flags ask for; InputError for a flag that nothing would read."""
+def choose(source: Source, plan: str, config, machine: devices.Machine, out: Path) -> Splits:
+    """The images that the flags ask for, at the size and by the seed of a train.TrainConfig.
+
+    InputError for a flag that nothing would read, or if `out`, where the loop's files will be,
+    cannot be written or lies among the images.
+    """
+    image_size, workers = config.image_size, machine.workers
+    files.require_place(out, [source.labeled, source.unlabeled, source.test, source.val])
     given = {name: value for name, value in vars(source).items() if value != getattr(Source, name)}
     kind = next((name for name in READS if name in given), "demo")
     if unread := sorted(set(given) - {kind, *READS[kind]}):
@@ -155,7 +165,7 @@ def choose(source: Source, plan: str, image_size: int, seed: int, workers: int =
     if kind == "dataset":
         if devices.rank() > 0:
             devices.wait_for_all()  # one process downloads
-        splits = read_published(source, image_size, seed, workers)
+        splits = read_published(source, image_size, config.seed, workers)
         if devices.rank() == 0:
             devices.wait_for_all()
         return splits
@@ -164,7 +174,7 @@ def choose(source: Source, plan: str, image_size: int, seed: int, workers: int =
                          "--train and --test, or --dataset")
     if "unlabeled_images" in given:
         given["unlabeled"] = given.pop("unlabeled_images")
-    return datasets.demo(seed, **given)
+    return datasets.demo(config.seed, **given)
 
 
 # ---- By the flags of one training ----
@@ -193,3 +203,30 @@ def read_training(flags, image_size: int,
                               flags.pseudo_labels and {"kind": flags.pseudo_labels})
     chosen = datasets.into_memory(pseudo.images, image_size, workers)
     return labeled, validation, replace(pseudo, images=chosen)
+
+
+# ---- By the flags of one labelling ----
+
+
+def read_unlabeled(flags, how: dict, classes: tuple[str, ...],
+                   workers: int) -> tuple[ImageSet, frozenset[bytes]]:
+    """The pool, and the fingerprints of its held-out images, by the flags of pseudo_label.py.
+
+    flags: pseudo_label.Flags; how: the fields of pseudo_label.Labelling that are given. InputError
+    for flags that do not go together.
+    """
+    given = how | {name: value for name, value in vars(flags).items() if value}
+    if not flags.out and not flags.csv:
+        raise InputError("give --out DIR for pseudo labels, or --csv FILE for predictions")
+    if flags.csv:
+        without, wrong = "--csv", given.keys() - {"teacher", "unlabeled", "csv", "top"}
+    else:
+        without, wrong = "--out: it is for --csv", given.keys() & {"top"} if flags.top > 1 else ()
+    if flags.images_of and not wrong:
+        without = "--images-of, whose images are chosen already"
+        wrong = given.keys() & set(label_store.SELECTION)
+    if wrong:
+        raise InputError(f"--{min(wrong).replace('_', '-')} does not go with {without}: leave it "
+                         "out")
+    pool = datasets.read_pool(flags.unlabeled, classes, flags.out or flags.csv)
+    return pool, folders.fingerprints(flags.held_out or (), workers)

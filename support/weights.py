@@ -3,10 +3,12 @@
 There are three sources of a state dict, recognised by their keys:
 
     our own        what train.py saves
-    timm           tf_efficientnet_*: TensorFlow's weights, all released Noisy Student's among them
+    timm           tf_efficientnet_*: TensorFlow's weights, all released Noisy Student's among
+                   them; and its own efficientnet_*, known by their file's name or configuration
     torchvision    efficientnet_*
 
-`our_names` translates the last two; `imitate` adopts what their networks compute in another way.
+`our_names` translates the last two. What their networks compute in another way are a file's
+`Conventions`, which `imitate` adopts and every checkpoint that comes of them keeps.
 """
 
 import contextlib
@@ -15,12 +17,25 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from support import InputError
+from support.images import DEVIATION, MEAN, say_once
+
+# The 1000 classes of ImageNet ("wnids", in the order of the logits), which released weights know.
+IMAGENET = json.loads(Path(__file__).with_name("classes.json").read_text())
+
+
+class Conventions(NamedTuple):
+    """How the network that some weights were trained in pads and normalises; ours by default."""
+
+    symmetric: bool = False  # padding by kernel // 2 on every side, not TensorFlow's SAME
+    epsilon: float = 1e-3  # of BatchNorm
+    halves: bool = False  # images normalised by a mean and deviation of 0.5, not by ImageNet's
 
 
 @contextlib.contextmanager
@@ -33,6 +48,7 @@ def read_checkpoint(path: str | Path, arch: str | None = None) -> Iterator[dict]
     """
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}: train one with train.py")
+    kind = "checkpoint"
     try:
         if Path(path).suffix == ".safetensors":
             contents = safetensors.torch.load_file(path)
@@ -45,12 +61,19 @@ def read_checkpoint(path: str | Path, arch: str | None = None) -> Iterator[dict]
         elif arch is None:
             raise InputError("released weights; only a checkpoint of train.py names its model")
         else:
-            yield {"arch": arch, "weights": _unwrapped(contents), "classes": None}
+            state, kind = _unwrapped(contents), f"{arch}'s weights: give --arch"
+            if "classifier.bias" not in our_names(state):
+                raise InputError("it is not an EfficientNet's, but of the layers "
+                                 f"{', '.join([*state][:3])}, ...")
+            of_imagenet = len(our_names(state)["classifier.bias"]) == 1000
+            yield {"arch": arch, "weights": state,
+                   "classes": tuple(IMAGENET["wnids"]) if of_imagenet else None,
+                   "conventions": known_conventions(state, Path(path))}
     except Exception as error:  # a broken file, or one of another kind, raises nearly anything
         reason = "damaged, or holds other objects than tensors"
         if isinstance(error, ValueError):
             reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read as a checkpoint ({reason})") from None
+        raise InputError(f"{path} cannot be read as a {kind} ({reason})") from None
 
 
 def _unwrapped(contents: object) -> dict[str, Tensor]:
@@ -59,15 +82,15 @@ def _unwrapped(contents: object) -> dict[str, Tensor]:
         return isinstance(value, dict) and value and all(
             isinstance(weight, Tensor) for weight in value.values())
 
-    if is_state(contents):
-        return contents
+    if is_state(contents):  # of a network that was distributed, all names begin with "module."
+        return {name.removeprefix("module."): weight for name, weight in contents.items()}
     if not isinstance(contents, dict):
         raise InputError(f"it holds a {type(contents).__name__}, not a state dict")
     found = [key for key, value in contents.items() if is_state(value)]
     if len(found) != 1:
         raise InputError(f"it holds {', '.join(map(str, contents)) or 'nothing'}: give a file of a "
                          "state dict alone")
-    return contents[found[0]]
+    return _unwrapped(contents[found[0]])
 
 
 def _fields(meta: dict, contents: dict) -> dict:
@@ -83,23 +106,31 @@ def _fields(meta: dict, contents: dict) -> dict:
         "weights": contents["model"], "classes": tuple(meta["classes"]),
         "rand_augment": (config["rand_augment_operations"], config["rand_augment_magnitude"]),
         "val_top1": contents.get("val_top1"),
+        "conventions": Conventions(*contents.get("conventions", ())),
     }
 
 
-def require_same_model(path: str | Path, found, config, classes: tuple[str, ...]) -> None:
-    """InputError unless a training can start from a checkpoint's weights.
+def check_start(path: str | Path, found, config, classes: tuple[str, ...]) -> bool:
+    """Whether a training that starts from a checkpoint needs a classifier for other classes.
+
+    InputError if it cannot start from it.
 
     Args:
         found, config: model.Checkpoint and train.TrainConfig; classes: the labelled images'.
     """
-    if found.classes != classes:
-        raise InputError(f"{path} knows other classes than the labelled images: start from a "
-                         "checkpoint of these, or from none")
-    wanted = config.arch, config.small_images
-    if (found.arch, found.small_images) != wanted:
+    fresh = found.classes != classes
+    if fresh:
+        outputs = len(our_names(found.weights)["classifier.bias"])
+        if config.frozen_stages:
+            raise InputError(f"{path} knows other classes than the labelled images: the resolution "
+                             "fix is for a network of these")
+        say_once(f"{path}: its classifier of {outputs:,} classes is replaced by a fresh one of "
+                 f"{len(classes)}")
+    if (found.arch, found.small_images) != (config.arch, config.small_images):
         small = "--small-images" if found.small_images else "--no-small-images"
         raise InputError(f"{path} holds a {found.arch}, not a {config.arch}, or one of other "
                          f"strides: give --arch {found.arch} {small}, or start from none")
+    return fresh
 
 
 def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -146,6 +177,30 @@ OTHER_STAGES = {
 }
 
 
+def known_conventions(state_dict: Mapping[str, Tensor],
+                      path: Path = Path("state dict")) -> Conventions:
+    """Those of released weights, and ours for all others.
+
+    Keys tell torchvision's from timm's; timm's own networks and AdvProp's are known by the
+    config.json beside the file, or by the name that timm gives the file.
+    """
+    if "features.0.0.weight" in state_dict:
+        return _torchvision(state_dict)
+    name, mean = path.stem, None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        about = json.loads(path.with_name("config.json").read_text())
+        name, mean = about["architecture"], about["pretrained_cfg"]["mean"][0]
+    own = bool(re.match(r"efficientnet_", name)) and "conv_stem.weight" in state_dict
+    halves = mean == 0.5 if mean else bool(re.search(r"[_.-]ap([_.-]|$)|_b8|ra4", name))
+    return Conventions(own, 1e-5 if own else 1e-3, halves)
+
+
+def _torchvision(state_dict: Mapping[str, Tensor]) -> Conventions:
+    """Its b0 to b4 have PyTorch's epsilon; b5 to b7, of 5 blocks or more in stage 2, TensorFlow's.
+    """
+    return Conventions(True, 1e-3 if "features.2.4.block.0.0.weight" in state_dict else 1e-5)
+
+
 def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict with the names of model.EfficientNet, from any of the sources."""
     if "conv_stem.weight" in state_dict:
@@ -166,16 +221,20 @@ def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def imitate(network: nn.Module, state_dict: Mapping[str, Tensor], epsilon: float) -> None:
-    """Let a model.EfficientNet pad and normalise as the source of the state dict does.
-
-    epsilon: BatchNorm's in the weights from TensorFlow, and in our own.
-    """
-    torchvision = "features.0.0.weight" in state_dict
-    if torchvision and network.depth < 2.2:  # its b0 to b4; its b5 to b7 are TensorFlow's, too
-        epsilon = 1e-5
+def imitate(network: nn.Module, how: Conventions) -> nn.Module:
+    """The model.EfficientNet, which now pads and normalises as its weights' first network did."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = epsilon
+            module.eps = how.epsilon
         elif hasattr(module, "symmetric"):  # model.Conv2d's padding
-            module.symmetric = torchvision
+            module.symmetric = how.symmetric
+    if how.halves and _by_halves not in network._forward_pre_hooks.values():
+        network.register_forward_pre_hook(_by_halves)
+    return network
+
+
+def _by_halves(network: nn.Module, inputs: tuple) -> tuple:
+    """Images that augment.normalize has normalised, as if it had by a mean and deviation of 0.5."""
+    images, *others = inputs
+    mean, std = torch.tensor([MEAN, DEVIATION], device=images.device).view(2, 1, 3, 1, 1)
+    return (2 * (images * std + mean) - 1, *others)

@@ -84,8 +84,8 @@ def planned(*flags):
         found.append(real(*given))
         return found[0]
 
-    def stop(source, plan, image_size, seed, workers):
-        found.extend([plan, image_size])
+    def stop(source, plan, config, machine, out):
+        found.extend([plan, config.image_size])
         raise InputError("far enough")
 
     replaced = mock.patch.multiple(plans, with_flags=with_flags)

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+import augment
 import eval_robust
 from model import Checkpoint, efficientnet
 from support import archives, cli, images
-from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE, IMAGENET
+from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE, CIFAR100, IMAGENET
 from support.images import to_array
 from train import TrainConfig
 
@@ -281,6 +282,46 @@ def test_cifar10_c_is_for_networks_of_its_own_classes(evaluate, checkpoints, tmp
     assert status == 2 and results is None and "this network of star" in message[0]
 
 
+def of_classes(classes, checkpoints, path):
+    """A random network of these classes, as train.py writes it."""
+    network = efficientnet(ARCH, len(classes))
+    config = TrainConfig(arch=ARCH, image_size=32)
+    meta = json.dumps({"config": asdict(config), "classes": classes})
+    torch.save({"model": network.state_dict(), "meta": meta}, path)
+    return network.eval()
+
+
+def test_cifar100_c(evaluate, checkpoints, tmp_path):
+    root = cifar10_c(tmp_path / "c")
+    of_classes(CIFAR100, checkpoints, tmp_path / "a.pt")
+    network = Checkpoint.load(tmp_path / "a.pt").network()
+    pixels = torch.from_numpy(np.load(root / "fog.npy")).permute(0, 3, 1, 2)
+    answers = network(augment.normalize(pixels)).argmax(1).numpy()
+    np.save(root / "labels.npy", np.r_[answers[:10], (answers[10:] + 1) % 100].astype(np.uint8))
+    status, results, _ = evaluate("cifar100-c", root, "--checkpoint", tmp_path / "a.pt")
+    assert status == 0 and len(results["parts"]) == 75
+    assert [results["parts"][f"fog/{s}"]["top1"] for s in range(1, 6)] == [100, 100, 50, 0, 0]
+    of_classes([*CIFAR100[:-1], "zebra"], checkpoints, tmp_path / "b.pt")
+    status, _, message = evaluate("cifar100-c", root, "--checkpoint", tmp_path / "b.pt",
+                                  "--out", tmp_path / "b.json")
+    assert status == 2 and "is of apple, aquarium_fish, baby" in message[0]
+
+
+def test_tiny_imagenet_c(evaluate, checkpoints, tmp_path):
+    """Of its 200 classes; resized whole, and without AlexNet's baseline."""
+    classes = sorted(IMAGENET["wnids"][:199] + [WNIDS[1]])
+    network = of_classes(classes, checkpoints, tmp_path / "a.pt")
+    torch.nn.init.zeros_(network.classifier.weight)
+    right = classes.index(WNIDS[0])
+    network.classifier.bias.data = torch.nn.functional.one_hot(torch.tensor(right), 200).float()
+    found = torch.load(tmp_path / "a.pt", weights_only=True)
+    torch.save(found | {"model": network.state_dict()}, tmp_path / "a.pt")
+    root = imagenet_c(tmp_path / "c", size=(64, 64))
+    status, results, _ = evaluate("tiny-imagenet-c", root, "--checkpoint", tmp_path / "a.pt")
+    assert status == 0 and {part["top1"] for part in results["parts"].values()} == {50.0}
+    assert results["summary"] == {"unnormalized_mce": 50.0, "top1": 50.0}
+
+
 @pytest.mark.parametrize("wrong", [("--epsilon", "-4"), ("--epsilon", "nan"),
                                    ("--step-size", "0"), ("--step-size", "-1")])
 def test_an_attack_of_no_size_is_refused(evaluate, checkpoints, tmp_path, wrong):
@@ -442,9 +483,9 @@ def test_results_of_another_attack_are_not_continued(evaluate, checkpoints, tmp_
     assert status == 2 and "other settings (steps: 2, not 3)" in message[0]
 
 
-def test_quick_refuses_a_network_of_larger_images(evaluate, tmp_path):
-    status, results, message = evaluate("quick", tmp_path, "--image-size", 224)
-    assert status == 2 and results is None and "32x32 images, not for 224" in message[0]
+def test_quick_refuses_a_network_of_smaller_images(evaluate, tmp_path):
+    status, results, message = evaluate("quick", tmp_path, "--image-size", 16)
+    assert status == 2 and results is None and "32x32 pixels or more, not 16" in message[0]
 
 
 def test_quick_from_the_command_line(evaluate, tmp_path):

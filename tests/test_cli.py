@@ -105,7 +105,7 @@ def test_underscores_are_hyphens():
 
 
 def test_less_than_no_workers_are_refused():
-    with pytest.raises(InputError, match="--workers -1: give 0 or more"):
+    with pytest.raises(InputError, match="--workers -1: give 0 to 1,000"):
         parse(machine_alone, "--workers", "-1")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from support import corruptions
 from support.archives import ALEXNET_ERROR
-from support.corruptions import PERTURBATIONS, SEVERITIES
+from support.corruptions import AT_224, PERTURBATIONS, SEVERITIES
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,26 @@ def distortion(images, name, severity):
 def test_fifteen_corruptions_in_the_benchmarks_order_each_with_five_severities():
     assert list(SEVERITIES) == list(ALEXNET_ERROR)
     assert all(len(values) == 5 for values in SEVERITIES.values())
+
+
+@pytest.mark.parametrize("name", SEVERITIES)
+def test_severities_are_cifars_at_32_pixels_imagenets_from_224_on_and_between_them_in_between(name):
+    for severity in range(1, 6):
+        small, large = (np.array(table[name][severity - 1], float)
+                        for table in (SEVERITIES, AT_224))
+        for size, expected in ((32, small), (224, large), (600, large), (20, small)):
+            assert corruptions.numbers_of(name, severity, size) == pytest.approx(expected)
+        middle = corruptions.numbers_of(name, severity, (32 * 224) ** 0.5)  # geometrically
+        assert middle == pytest.approx((small + large) / 2)
+
+
+@pytest.mark.parametrize("name", SEVERITIES)
+def test_large_images_are_corrupted_at_imagenet_cs_strength(name):
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(2, 3, 9, 9, generator=generator) * 160 + 40
+    images = nn.functional.interpolate(coarse, size=224, mode="bilinear").to(torch.uint8)
+    images[:, :, ::16] = 230
+    assert 0.3 < distortion(images, name, 3) < 110
 
 
 @pytest.mark.parametrize("name", SEVERITIES)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 import eval_robust
 from model import efficientnet
-from support import datasets, demo_images
+from support import datasets, demo_images, devices, folders
 from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE, IMAGENET
 from support.images import ImageSet
 
@@ -538,9 +539,9 @@ def measure(tmp_path, monkeypatch):
     network = efficientnet("0.2x0.2", 10).eval()
     images = datasets.demo(0, 1, 20, 1, 2).test
 
-    def measure(network=network, images=images):
+    def measure(network=network, images=images, size=32):
         path = tmp_path / "teacher-robustness.json"
-        return eval_robust.robustness(network, images, path, CPU, "teacher")
+        return eval_robust.robustness(network, images, size, path, devices.CPU, "teacher")
 
     measure.network, measure.images = network, images
     return measure
@@ -568,12 +569,40 @@ def test_robustness_is_measured_where_another_program_wrote_its_file(measure, tm
         assert measure() == measure() == {"images": 20, "clean_top1": float(number)}
 
 
-def test_robustness_is_none_for_images_of_another_size_and_for_files(measure, tmp_path):
+def test_robustness_is_none_for_images_below_32_pixels_and_for_four_of_them(measure):
     labels, classes = measure.images.labels, measure.images.classes
-    larger = torch.zeros(20, 3, 64, 64, dtype=torch.uint8)
-    assert measure(images=ImageSet(labels, classes, larger)) is None
-    assert measure(images=ImageSet(labels, classes, None, ("a.png",) * 20)) is None
-    assert not list(tmp_path.iterdir())
+    smaller = torch.zeros(20, 3, 31, 31, dtype=torch.uint8)
+    assert measure(images=ImageSet(labels, classes, smaller), size=31) is None
+    assert measure(images=measure.images.subset(torch.arange(4))) is None
+
+
+def test_robustness_of_large_files_is_that_of_some_of_them_at_the_networks_size(
+        tmp_path, monkeypatch):
+    for number in range(210):
+        place = tmp_path / "test" / str(number % 2) / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(place)
+    seen = []
+    monkeypatch.setattr(eval_robust, "quick_suite", lambda model, images, labels, **options: seen
+                        .extend([images, labels]) or {"images": len(images)})
+    files = folders.list_classes(tmp_path / "test")
+    result = eval_robust.robustness(efficientnet("0.2x0.2", 2), files, 400, tmp_path / "r.json",
+                                    devices.CPU, "teacher")
+    images, labels = seen
+    numbers = images[:, 0, 200, 200]
+    assert result == {"images": 200} and images.shape == (200, 3, 400, 400)
+    assert len(numbers.unique()) == 200 and torch.equal(numbers % 2, labels)
+
+
+@pytest.mark.parametrize("size", [33, 64])
+def test_the_quick_suite_takes_images_of_other_sizes(size):
+    torch.manual_seed(0)
+    images = torch.randint(256, (10, 3, size, size), dtype=torch.uint8)
+    results = eval_robust.quick_suite(
+        Glance().eval(), images, torch.zeros(10, dtype=torch.long), fgsm_epsilons=(1,),
+        pgd_epsilons=())
+    assert f"{size}x{size} images: not comparable" in results["note"]
+    assert set(results["corruption_error"]) == set(ALEXNET_ERROR)
 
 
 def test_random_starts_are_uniform_in_the_ball():

@@ -118,7 +118,8 @@ def claim_elsewhere(folder):
 
 def test_a_lock_is_one_processs_at_a_time_and_leaves_nothing_behind(tmp_path):
     with files.lock("a run", tmp_path / "a.lock"):
-        with pytest.raises(InputError, match="^a run: another process is at this run; wait"):
+        said = f"^a run: another process is at this run .number {os.getpid()} on .*; wait for it"
+        with pytest.raises(InputError, match=said):
             with files.lock("a run", tmp_path / "a.lock"):
                 raise AssertionError("two at once")
         with files.lock("another run", tmp_path / "b.lock"):

@@ -341,6 +341,7 @@ def test_a_checkpoint_of_train_py_is_the_network_that_was_saved(tmp_path):
     assert rest == {
         "arch": "0.25x0.5", "image_size": 48, "classes": tuple("abcdefghij"), "dropout": 0.3,
         "survival_prob": 0.6, "small_images": True, "rand_augment": (2, 9.0), "val_top1": 71.5,
+        "conventions": (False, 1e-3, False),
     }
     loaded.stem.weight.data.zero_()
     assert torch.equal(checkpoint.network().stem.weight, network.stem.weight)

@@ -80,10 +80,11 @@ def test_students_of_every_plan_are_equal_or_larger():
     for plan in iterate.PLANS.values():
         sizes = [meta_parameters(generation.config, 1000) for generation in plan]
         assert sizes == sorted(sizes)
-        plans.check(plan, labeled, devices.CPU, train.build_model, False)
+        plans.check(plan, labeled, devices.CPU, train.build_model, iterate.Flags())
     with pytest.raises(InputError, match="smaller than its teacher"):
-        plans.check(plan[::-1], labeled, devices.CPU, train.build_model, False)
-    plans.check(plan[::-1], labeled, devices.CPU, train.build_model, True)
+        plans.check(plan[::-1], labeled, devices.CPU, train.build_model, iterate.Flags())
+    plans.check(plan[::-1], labeled, devices.CPU, train.build_model,
+                iterate.Flags(allow_smaller_student=True))
 
 
 # ---- What a plan would cost ----
@@ -132,7 +133,8 @@ def test_dry_runs_of_table_6_and_figure_2(capsys):
 def test_a_dry_run_counts_what_the_loop_does(capsys, tmp_path):
     flags = ["--epochs", "4", "--batch-size", "10", "--labels-per-class", "2", "--val-per-class",
              "2", "--test-per-class", "2", "--unlabeled-images", "60", "--per-class", "4",
-             "--threshold", "0", "--no-joint", "--no-robustness", "--device", "cpu"]
+             "--threshold", "0", "--no-joint", "--no-robustness", "--device", "cpu",
+             "--allow-chance"]
     lines, _ = outlined(capsys, *flags)
     assert cli.run(iterate.main, [*flags, "--out", str(tmp_path / "run")]) == 0
     log = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
@@ -177,3 +179,19 @@ def test_the_papers_other_experiments_have_its_models_and_pools(plan, arch, per_
     teacher, student = iterate.PLANS[plan]
     assert teacher.config.arch == student.config.arch == arch
     assert student.labelling.per_class == per_class and student.labelling.threshold == 0.3
+
+
+@pytest.mark.parametrize(("batch", "factor"), [(64, 1), (16, 0.5), (256, 2)])
+def test_adams_step_follows_the_root_of_the_batch(batch, factor):
+    """The rate is per 256 images: by itself a batch of 16 would have a quarter of the step."""
+    def step(*flags):
+        config = planned("--plan", "own", "--labeled", "x", *flags)[0][1].config
+        return config.learning_rate * config.batch_size / 256
+
+    assert step("--batch-size", str(batch)) / step() == pytest.approx(factor)
+    assert step("--batch-size", str(batch), "--learning-rate", "0.1") == 0.1 * batch / 256
+
+
+def test_the_papers_rate_follows_the_batch_itself():
+    config = planned("--plan", "paper", "--batch-size", "512")[0][1].config
+    assert train.learning_rate(10**5, config) < config.learning_rate * 2 == 0.032

@@ -14,6 +14,7 @@ import iterate
 from model import Checkpoint
 from support import cli, datasets, label_store, picture, report
 from support.archives import ALEXNET_ERROR
+from support.images import ImageSet
 
 
 def generation(name, errors=0.5, robust=True):
@@ -48,6 +49,28 @@ def test_top_5_has_a_column_where_there_are_more_than_five_classes():
     assert row[-3:] == ["70.00", "95.50", "-"]
 
 
+def test_figures_of_a_test_set_equal_counts_by_hand():
+    labels, classes = torch.tensor([0, 0, 1, 2, 2, 2]), tuple("abcdef")
+    answers = torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1], [0, 2], [2, 0]])
+    found = report.figures(answers, ImageSet(labels, classes))
+    assert found["test_top1"] == pytest.approx(50) and found["test_top5"] == pytest.approx(500 / 6)
+    assert [row[:3] for row in found["confusion"][:3]] == [[1, 1, 0], [0, 1, 0], [2, 0, 1]]
+    few = report.figures(answers, ImageSet(labels, tuple("abc")))
+    assert few["test_top5"] is None and few["confusion"] == [[1, 1, 0], [0, 1, 0], [2, 0, 1]]
+
+
+def test_the_table_by_class_names_what_a_class_is_mistaken_for():
+    confusion = [[3, 1, 0], [0, 2, 2], [0, 0, 5]]
+    rows = [generation("teacher") | {"confusion": confusion[::-1]},
+            generation("student 1") | {"confusion": confusion}]
+    text = report.class_table({"generations": rows, "classes": ["ant", "bee", "fly"]})
+    assert columns(text, "test top-1 by class") == [
+        ["ant", "5", "0.00", "75.00", "bee", "(1)"], ["bee", "4", "50.00", "50.00", "fly", "(2)"],
+        ["fly", "4", "0.00", "100.00", "-"]]
+    many = {"generations": rows, "classes": ["a"] * 31}
+    assert report.class_table(many) == ""
+
+
 def test_the_robustness_table_has_the_shape_of_table_1():
     generations = [generation("teacher"), generation("student 1", errors=0.25)]
     text = report.robustness_table({"generations": generations})
@@ -67,7 +90,7 @@ def test_there_is_no_robustness_table_where_nothing_was_measured():
 
 RUN = ["--unlabeled-images", "120", "--labels-per-class", "3", "--test-per-class", "3", "--epochs",
        "2", "--per-class", "8", "--threshold", "0.05", "--arch", "0.2x0.2", "--no-labels-only",
-       "--device", "cpu"]
+       "--device", "cpu", "--allow-chance"]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +112,25 @@ def test_each_generation_reports_its_robustness_relative_to_the_teacher(run):
                                                      baseline=teacher["corruption_error"])
         assert robustness["teacher_normalized_mce"] == pytest.approx(relative)
     assert teacher["teacher_normalized_mce"] == pytest.approx(100)
+
+
+def test_the_report_holds_what_happened_to_each_class_and_how_long_each_stage_took(run):
+    found = json.loads((run / "report.json").read_text())
+    assert len(found["classes"]) == 10 and list(found["seconds"]) == [
+        "teacher", "student 1", "student 2"]
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+    for row in found["generations"]:
+        right = sum(line[number] for number, line in enumerate(row["confusion"]))
+        assert [sum(line) for line in row["confusion"]] == [3] * 10
+        assert row["test_top1"] == pytest.approx(100 * right / 30)
+
+
+def test_warnings_are_in_the_report_and_at_its_end(run, capsys):
+    assert cli.run(iterate.main, [*RUN, "--out", str(run)]) == 0
+    said = capsys.readouterr().out
+    for text in json.loads((run / "report.json").read_text())["notes"]["warnings"]:
+        assert said.rindex(f"Warning: {text}") > said.index("test top-1 by class")
+    assert "--threshold 0.05 filters nothing: with 10 classes" in said
 
 
 def test_a_finished_run_started_again_reads_its_robustness(run, monkeypatch, capsys):
@@ -154,10 +196,10 @@ def test_examples_are_corrupted_test_images_that_the_student_alone_gets_right():
 
         return network
 
-    shown = picture.examples(test, as_class((3, 3)), as_class((5, 3)))
+    shown = picture.examples(test, 32, as_class((3, 3)), as_class((5, 3)))
     assert 5 < len(shown) <= 15 and len({name for name, *_ in shown}) == len(shown)
     clean = {truth: test.pixels[test.labels == truth] for truth in (3, 5)}
     for name, image, guess, truth in shown:
         assert (guess, truth) == (3, 5) and name in ALEXNET_ERROR
         assert not (clean[5] == image).flatten(1).all(1).any()  # it is corrupted
-    assert picture.examples(test, as_class((5, 3)), as_class((5, 3))) == []
+    assert picture.examples(test, 32, as_class((5, 3)), as_class((5, 3))) == []

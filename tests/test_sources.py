@@ -6,6 +6,7 @@ Stand-ins are in the place of torchvision's readers of published sets.
 import re
 import urllib.error
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,8 @@ from noise_images import images_of, noise, write_classes
 from PIL import Image
 
 import iterate
-from support import InputError, cli, datasets, sources
+import train
+from support import InputError, cli, datasets, devices, sources
 from support.images import UNKNOWN
 from support.sources import Source
 
@@ -38,32 +40,38 @@ def sizes(splits):
 # ---- The images of a loop ----
 
 
+def choose(source, plan, image_size, seed):
+    config = train.TrainConfig(image_size=image_size, seed=seed)
+    machine = devices.Machine("cpu", workers=0)
+    return sources.choose(source, plan, config, machine, Path("runs"))
+
+
 def test_without_flags_the_demo_is_drawn_with_the_seed_and_sizes_asked_for():
     source = Source(labels_per_class=1, unlabeled_images=40, val_per_class=2, test_per_class=3)
-    splits = sources.choose(source, "demo", 32, 5)
+    splits = choose(source, "demo", 32, 5)
     assert sizes(splits) == [10, 40, 20, 30]
     expected = datasets.demo(5, 1, 40, 2, 3)
     assert splits.unlabeled.pixels.equal(expected.unlabeled.pixels)
 
 
 def test_own_folders_are_read(own, tmp_path):
-    splits = sources.choose(own, "own", 8, 0)
+    splits = choose(own, "own", 8, 0)
     assert sizes(splits) == [18, 4, 2, 4]
     assert splits.unlabeled.labels.tolist() == [UNKNOWN] * 4
-    assert sizes(sources.choose(replace(own, val_per_class=3), "own", 8, 0)) == [14, 4, 6, 4]
+    assert sizes(choose(replace(own, val_per_class=3), "own", 8, 0)) == [14, 4, 6, 4]
     held_out = str(write_classes(tmp_path / "val", ["cat", "dog"], 5, first_seed=300))
-    assert sizes(sources.choose(replace(own, val=held_out), "own", 8, 0)) == [20, 4, 10, 4]
+    assert sizes(choose(replace(own, val=held_out), "own", 8, 0)) == [20, 4, 10, 4]
 
 
 def test_a_labeled_folder_is_split(own):
     source = Source(train=own.labeled, test=own.test, labels_per_class=3)
-    assert sizes(sources.choose(source, "own", 8, 0)) == [6, 12, 2, 4]
+    assert sizes(choose(source, "own", 8, 0)) == [6, 12, 2, 4]
 
 
 def test_a_folder_may_be_called_as_that_of_torchvision_is(own, tmp_path, monkeypatch):
     (tmp_path / "labeled").rename(tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
-    splits = sources.choose(replace(own, labeled="datasets"), "own", 8, 0)
+    splits = choose(replace(own, labeled="datasets"), "own", 8, 0)
     assert sizes(splits) == [18, 4, 2, 4]
 
 
@@ -71,7 +79,7 @@ def test_a_published_set_is_read_with_what_the_flags_say(monkeypatch):
     called = []
     monkeypatch.setattr(sources, "read_published", lambda *given: called.append(given) or "splits")
     source = Source(dataset="svhn", labels_per_class=9, root="elsewhere")
-    assert sources.choose(source, "cifar10", 32, 7) == "splits"
+    assert choose(source, "cifar10", 32, 7) == "splits"
     assert called == [(source, 32, 7, 0)]
 
 
@@ -89,7 +97,7 @@ def test_a_published_set_is_read_with_what_the_flags_say(monkeypatch):
 ])
 def test_flags_that_nothing_would_read_or_that_are_missing_are_named(flags, expected):
     with pytest.raises(InputError, match=f"^{expected}"):
-        sources.choose(Source(**flags), "own", 32, 0)
+        choose(Source(**flags), "own", 32, 0)
 
 
 # ---- Published sets ----
@@ -224,14 +232,17 @@ def test_a_published_set_has_a_plan_and_keeps_its_needs_in_another(dataset, plan
 @pytest.mark.parametrize(("side", "expected"), [
     (28, ("cifar10", {"image_size": 32})), (64, ("cifar10", {"image_size": 64})), (65, ("own", {})),
 ])
-def test_the_first_image_of_a_folder_tells_the_plan(side, expected, tmp_path):
+def test_the_median_image_of_a_folder_tells_the_plan(side, expected, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
-        noise(0, side - 1, side).save(tmp_path / name / "0.png")
+        noise(0, 40, 40).save(tmp_path / name / "0.png")  # a thumbnail decides nothing
+        for number in range(1, 4):
+            noise(0, side - 1, side).save(tmp_path / name / f"{number}.png")
     for source in (Source(labeled=str(tmp_path)), Source(train=str(tmp_path))):
         assert sources.plan_for(source, None) == expected
         assert sources.plan_for(source, "paper") == ("paper", {})
     assert sources.plan_for(Source(), None) == ("demo", {})
+    assert sources.plan_for(Source(labeled=str(tmp_path)), None, "b0.pth") == ("finetune", {})
 
 
 # ---- The images of one training ----

@@ -38,9 +38,10 @@ COMMANDS = {
                f"--unlabeled pool --pseudo-label-dir labels {SMALL} --out out.pt",
     "iterate": "--plan cifar10-cpu --labeled labeled --unlabeled pool --test test --val val "
                "--arch 0.25x0.34 --image-size 32 --batch-size 4 --epochs 1 --threshold 0 "
-               f"--no-robustness --no-labels-only {SMALL} --out out",
+               f"--no-robustness --no-labels-only --allow-chance {SMALL} --out out",
     "demo": "--epochs 1 --unlabeled-images 60 --labels-per-class 2 --val-per-class 2 "
-            f"--test-per-class 2 --threshold 0 --no-robustness {SMALL} --out out",
+            f"--test-per-class 2 --threshold 0 --no-robustness --allow-chance {SMALL} "
+            "--out out",
     "eval_robust": f"--checkpoint teacher.pt --suite imagenet --data-dir test {SMALL} "
                    "--out out.json",
     "draw": "--out out.png",

@@ -1,0 +1,73 @@
+"""Warnings of a loop, at the moment a fault is known: settings and images that cannot lead far.
+
+Each is printed and kept in the notes of the images, and so in report.json.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from support import InputError, images
+from support.images import Splits
+from support.label_store import PseudoLabels
+
+FEW = 50  # validation images, whose accuracy is known to within 14 points at best (two deviations)
+NEARLY_ALL = 0.9  # of a pool that one class gets
+SURE = 0.05  # chance that guessing does as well as a teacher that may label
+
+
+def warn(notes: dict, text: str) -> None:
+    if text not in notes.setdefault("warnings", []):
+        notes["warnings"].append(text)
+    images.say_once(f"Warning: {text}")
+
+
+def before(splits: Splits, generations: Sequence) -> None:
+    """Of what is known before the first step. generations: iterate.Generation."""
+    classes, validation = len(splits.labeled.classes), len(splits.validation)
+    if validation < FEW:
+        warn(splits.notes, f"{validation} validation images choose the checkpoints and tell "
+             f"progress: one of them is {100 / validation:.0f} points; give more (--val, "
+             "--val-per-class)")
+    for threshold in sorted({one.labelling.threshold for one in generations[1:]}):
+        if 0 < threshold < 1 / classes:
+            warn(splits.notes, f"--threshold {threshold} filters nothing: with {classes} classes "
+                 f"every image has a confidence of {1 / classes:.2f} or more; 0.3 is the paper's "
+                 "for 1000 classes, try 0.8 or 0.9")
+
+
+def tail(correct: int, count: int, chance: float) -> float:
+    """The probability that guessing gets `correct` or more of `count` right (binomial)."""
+    guesses = torch.distributions.Binomial(count, torch.tensor(chance, dtype=torch.float64))
+    right = torch.arange(correct, count + 1, dtype=torch.float64)
+    return guesses.log_prob(right).exp().sum().item()
+
+
+def of_teacher(name: str, top1: float | None, splits: Splits, allowed: bool) -> None:
+    """Whether a teacher is better than naming the most frequent class; if not, InputError, or
+    where that is `allowed`, a warning. top1: percent, on validation images; None: not known.
+    """
+    labels = splits.validation.labels
+    if top1 is None:
+        return
+    chance = labels.bincount().max().item() / len(labels)
+    if tail(round(top1 * len(labels) / 100), len(labels), chance) <= SURE:
+        return
+    text = (f"{name} cannot be told from chance: {top1:.1f} % of {len(labels)} validation images, "
+            f"of which {100 * chance:.1f} % are of one class. Its labels would teach nothing: "
+            "give it more steps (--epochs), another --learning-rate, more images, or weights to "
+            "start from (--start-from)")
+    if not allowed:
+        raise InputError(f"{text}; --allow-chance goes on all the same")
+    warn(splits.notes, text)
+
+
+def of_labels(name: str, labels: PseudoLabels, splits: Splits) -> None:
+    """Whether nearly all of the pool got one class, unlike the labelled images."""
+    pool, labeled = torch.tensor(labels.per_class["pool"]), splits.labeled.labels
+    usual = labeled.bincount(minlength=len(pool)) / len(labeled)
+    share, winner = (pool / pool.sum()).max(0)
+    if share > NEARLY_ALL > usual[winner]:
+        warn(splits.notes, f"{name}: {100 * share:.0f} % of the pool get one class, "
+             f"{labels.images.classes[winner]}: is the pool of these classes, and the teacher "
+             "trained well enough?")

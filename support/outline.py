@@ -1,0 +1,152 @@
+"""What a loop will do, before it does it: its stages, their images, and the hours they take."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from support import images
+
+# Labelled images, classes and unlabelled images that a plan is for: what --dry-run counts with.
+IMAGENET = 1_281_167, 1000, 300_000_000
+SIZES = {"demo": (80, 10, 6_000), "svhn": (65_937, 10, 531_131),
+         "cifar10-cpu": (4_000, 10, 41_000), "cifar10": (4_000, 10, 41_000),
+         "own": (1_000, 10, 10_000), "finetune": (1_000, 10, 10_000),
+         "table6-1.3m": (*IMAGENET[:2], 1_300_000)}
+
+
+class Stage(NamedTuple):
+    """One training of a loop."""
+
+    name: str
+    arch: str
+    pixels: int
+    steps: int
+    images_a_step: int
+    cost: float = 1.0  # of an image, in proportion
+    labels_made: int | None = None  # before it: images of the pool, in both passes
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.images_a_step
+
+
+def stages(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool,
+           train_phases: Callable, scaling: Callable) -> list[Stage]:
+    """All trainings in their order: every generation, then those on the labels alone.
+
+    Args:
+        generations: iterate.Generation.
+        sizes: labelled images, classes and unlabelled images.
+        train_phases, scaling: iterate.train_phases and model.scaling.
+    """
+    (labeled, classes, pool), found = sizes, []
+
+    def learn(config, name: str, pseudo: bool | None, start: object) -> None:
+        """A phase, in the place of its training."""
+        steps = replace(config, labeled_images=labeled).total_steps
+        kinds = (config.joint or not pseudo) + (config.unlabeled_ratio if pseudo else 0)
+        width, depth, *_ = scaling(config.arch)
+        found.append(Stage(name, config.arch, config.image_size, steps, config.batch_size * kinds,
+                           width**2 * depth * config.image_size**2))
+
+    for number, generation in enumerate(generations):
+        first = len(found)
+        train_phases(generation, learn, bool(number) or None, None)
+        if number:
+            selected = (generation.labelling.per_class or pool // classes) * classes
+            found[first] = found[first]._replace(labels_made=pool + min(selected, pool))
+    for generation in generations[1:] if labels_only else ():
+        train_phases(generation.on_labels_only(), learn, None, None)
+    return found
+
+
+def align(lines: list[list]) -> str:
+    """A head and rows as text: words to the left, numbers to the right, None as "-"."""
+    columns = []
+    for head, *cells in zip(*lines, strict=True):
+        words, forms = isinstance(cells[0], str), {str: "", int: ",d", float: ".2f"}
+        texts = [head, *("-" if cell is None else format(cell, forms[type(cell)])
+                         for cell in cells)]
+        width = max(map(len, texts))
+        columns.append([text.ljust(width) if words else text.rjust(width) for text in texts])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def table(found: Sequence[Stage]) -> str:
+    """One line a stage."""
+    return align([
+        ["training", "model", "pixels", "steps", "images a step", "images", "labels made"],
+        *([*stage[:5], stage.images, stage.labels_made] for stage in found)])
+
+
+def outline(plan: str, generations: Sequence, flags, source, train_phases: Callable,
+            scaling: Callable, recipe: Callable) -> str:
+    """What a loop would do, as a table, and what it changes of the paper's recipe.
+
+    Args:
+        flags: iterate.Flags; source: sources.Source, whose numbers replace those of SIZES.
+        train_phases, scaling, recipe: iterate.train_phases, model.scaling and train.recipe.
+    """
+    labeled, classes, pool = SIZES.get(plan, IMAGENET)
+    labeled = classes * source.labels_per_class if source.labels_per_class else labeled
+    pool = source.unlabeled_images or pool
+    found = stages(generations, (labeled, classes, pool), flags.labels_only, train_phases, scaling)
+    trained = sum(stage.images for stage in found)
+    labelled = sum(stage.labels_made or 0 for stage in found)
+    text = [f"plan {plan}: {labeled:,} labelled images of {classes:,} classes, a pool of {pool:,}",
+            table(found), f"in all {trained:,} images trained on, {labelled:,} labelled"]
+    if flags.images_per_second:
+        hours = (trained + labelled / 3) / flags.images_per_second / 3600
+        text.append(f"{hours:,.1f} device hours at {flags.images_per_second:g} images a second "
+                    "(labelling: three times as many), without validation and test")
+    changed = {}  # the generations that change the same
+    for generation in generations:
+        changed.setdefault(_changes(generation, recipe), []).append(generation.name)
+    text += [f"{', '.join(names)}: {changes}" for changes, names in changed.items()]
+    return "\n\n".join(text)
+
+
+def _changes(generation, recipe: Callable) -> str:
+    """What a generation changes of the paper's recipe for its model."""
+    usual, changed = recipe(generation.config.arch), []
+    for field in fields(usual):
+        paper, here = (getattr(config, field.name) for config in (usual, generation.config))
+        if paper != here and field.name not in ("seed", "labeled_images"):
+            changed.append(f"{field.name} {here} ({paper})")
+    if generation.labelling.temperature != 1:
+        changed.append(f"temperature {generation.labelling.temperature} (1.0)")
+    return f"not as in the paper (there): {', '.join(changed)}" if changed else "as in the paper"
+
+
+class Loop:
+    """What the runs of a loop share: a log, and how long all that remains will take.
+
+    Says what the stages are.
+    """
+
+    def __init__(self, log: Path, found: Sequence[Stage]):
+        images.say_once(f"\n{table(found)}\n")
+        self.log, self.names, self.said = log, [stage.name for stage in found], False
+        self.costs = [stage.images * stage.cost for stage in found]
+
+    def left(self, name: str, share: float, whole: float) -> str:
+        """"stage 2 of 5, all done in 1 h 20 min", where stage `name` takes `whole` seconds and has
+        done this share of it.
+        """
+        number = self.names.index(name)
+        rest = sum(self.costs[number:]) / self.costs[number] - share
+        text = f"stage {number + 1} of {len(self.names)}, all done in {duration(whole * rest)}"
+        if not self.said:
+            self.said = True
+            images.say_once(f"{name}: {text} (about, after {whole * share:.0f} s). Less: a smaller "
+                            "--arch, --image-size, --epochs or --unlabeled-ratio, --no-labels-only")
+        return text
+
+
+def duration(seconds: float) -> str:
+    """In words."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,86 @@
+"""Predictions as tables for people: of any images, and of the pseudo labels that were chosen."""
+
+import contextlib
+import csv
+import io
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from support import devices, files, images
+from support.images import ImageSet
+
+PART = 10_000  # images that are predicted, and written, together
+FOR_THE_EYE = 100_000  # labels that are listed, at most
+
+
+@contextlib.contextmanager
+def _table(file: BinaryIO, head: list[str]) -> Iterator:
+    """Of a file that stays open the writer of a table's rows."""
+    text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
+    writer = csv.writer(text)
+    writer.writerow(head)
+    yield writer
+    text.detach()
+
+
+def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Tensor], found,
+          machine: devices.Machine) -> None:
+    """A CSV file of one line an image: its file, and the `top` most probable classes with their
+    probabilities. Files that are no images, or broken, are named on the screen and left out.
+
+    predict: pseudo_label.predict; found: model.Checkpoint.
+    """
+    if devices.rank() > 0:
+        return
+    network, bar = found.network().to(machine.device), len(pool) > 500
+    top, left_out = min(top, len(pool.classes)), []
+    head = ["file", *(f"{word}{'' if rank == 1 else f'_{rank}'}"
+                      for rank in range(1, top + 1) for word in ("class", "probability"))]
+
+    def fill(file: BinaryIO) -> None:
+        with _table(file, head) as writer:
+            for rows in tqdm(torch.arange(len(pool)).split(PART), "predicting", disable=not bar):
+                part = pool.subset(rows)
+                probabilities = predict(network, part, found.image_size, device=machine.device,
+                                        workers=machine.workers, held_out=frozenset())
+                for name, *best in zip(part.files, *probabilities.topk(top), strict=True):
+                    pairs = zip(*(values.tolist() for values in best), strict=True)
+                    if best[0][0] == 0:
+                        left_out.append(name)
+                    else:
+                        writer.writerow([name, *chain(*(
+                            (pool.classes[number], f"{value:.4f}") for value, number in pairs))])
+
+    files.write_atomically(path, fill)
+    if left_out:
+        print(f"{len(left_out)} files left out that are no readable images: "
+              + images.first_names(left_out))
+    print(f"{path}: {len(pool) - len(left_out):,} images")
+
+
+def list_labels(path: Path, pool: ImageSet, unique: np.ndarray, balanced: np.ndarray,
+                label: np.ndarray, confidence: np.ndarray) -> None:
+    """A CSV file of the chosen images: file, class, the teacher's confidence, copies.
+
+    Of a choice that is too large for that, one in so many. Nothing for images without files.
+    """
+    if not pool.files:
+        return
+    step = -(-len(unique) // FOR_THE_EYE)
+    copies = np.bincount(balanced, minlength=len(unique))
+
+    def fill(file: BinaryIO) -> None:
+        with _table(file, ["file", "class", "confidence", "copies"]) as writer:
+            for row in range(0, len(unique), step):
+                place = unique[row]
+                writer.writerow([pool.files[place], pool.classes[label[row]],
+                                 f"{confidence[place]:.4f}", copies[row]])
+
+    files.write_atomically(path, fill)

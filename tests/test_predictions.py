@@ -1,0 +1,90 @@
+"""Tables of predictions, and of the pseudo labels that were chosen."""
+
+import csv
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from doubles import label, write_folders
+
+import pseudo_label
+from model import Checkpoint
+from support import cli, datasets
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    return tiny.run(tiny.TINY, tiny.make_splits(), folder / "teacher.pt", students=False)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    return write_folders(tmp_path) / "pool"
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def listed(teacher, pool, out, *flags):
+    return cli.run(pseudo_label.main, ["--teacher", str(teacher), "--unlabeled", str(pool), "--csv",
+                                       str(out), "--device", "cpu", "--workers", "0", *flags])
+
+
+def test_each_image_is_listed_with_its_most_probable_classes(teacher, pool, tmp_path):
+    assert listed(teacher, pool, tmp_path / "list.csv", "--top", "3") == 0
+    head, *rows = table(tmp_path / "list.csv")
+    assert head == ["file", "class", "probability", "class_2", "probability_2", "class_3",
+                    "probability_3"]
+    found, images = Checkpoint.load(teacher), datasets.read_pool(pool, ())
+    expected = pseudo_label.predict(found.network(), images, 32).numpy()
+    assert [row[0] for row in rows] == list(images.files) and len(rows) == 12
+    for (_, *cells), probabilities in zip(rows, expected, strict=True):
+        best = np.argsort(-probabilities)[:3]
+        assert cells[::2] == [found.classes[number] for number in best]
+        assert [float(cell) for cell in cells[1::2]] == pytest.approx(probabilities[best], abs=1e-4)
+
+
+def test_one_image_is_listed_by_itself(teacher, pool, tmp_path):
+    file = sorted(pool.rglob("*.png"))[0]
+    assert listed(teacher, file, tmp_path / "list.csv") == 0
+    head, row = table(tmp_path / "list.csv")
+    assert head == ["file", "class", "probability"] and row[0] == str(file)
+
+
+def test_files_that_are_no_images_are_named_and_left_out(teacher, pool, tmp_path, capsys):
+    (pool / "notes.txt").write_text("no image")
+    assert listed(teacher, pool, tmp_path / "list.csv") == 0
+    assert len(table(tmp_path / "list.csv")) == 1 + 12
+    said = capsys.readouterr().out
+    assert "1 files left out that are no readable images: " in said and "notes.txt" in said
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ((), "give --out DIR for pseudo labels, or --csv FILE"),
+    (("--csv", "a.csv", "--out", "labels"), "--out does not go with --csv"),
+    (("--csv", "a.csv", "--threshold", "0.5"), "--threshold does not go with --csv"),
+    (("--out", "labels", "--top", "3"), "--top does not go with --out"),
+])
+def test_a_list_and_a_labelling_are_different_things(teacher, pool, flags, said, capsys):
+    assert cli.run(pseudo_label.main, ["--teacher", str(teacher), "--unlabeled", str(pool),
+                                       "--device", "cpu", *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_chosen_labels_are_listed_for_the_eye(teacher, pool, tmp_path):
+    found = Checkpoint.load(teacher)
+    images = datasets.read_pool(pool, found.classes)
+    labels = label(found, images, tmp_path / "labels", threshold=0.0, per_class=4)
+    head, *rows = table(tmp_path / "labels" / "labels.csv")
+    assert head == ["file", "class", "confidence", "copies"]
+    probabilities = pseudo_label.predict(found.network(), images, 32)
+    assert [row[0] for row in rows] == [images.files[place] for place in labels.unique]
+    for (_, name, confidence, _), place in zip(rows, labels.unique.tolist(), strict=True):
+        assert name == found.classes[probabilities[place].argmax()]
+        assert float(confidence) == pytest.approx(probabilities[place].max().item(), abs=1e-4)
+    copies = torch.from_numpy(np.array(labels.balanced)).bincount(minlength=len(rows)).tolist()
+    assert [int(row[3]) for row in rows] == copies
