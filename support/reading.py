@@ -1,6 +1,7 @@
 """From images to batches: the one reader and its worker processes, and a function of all images."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,8 @@ def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterato
             if isinstance(batch, InputError):
                 raise batch
             yield batch
-    except (ConnectionError, EOFError) as error:  # found before PyTorch looks for its workers
+    except (ConnectionError, EOFError) as error:  # a worker's end, before PyTorch speaks of it
+        time.sleep(1)  # its signal handler raises here then, not in whatever comes next
         raise RuntimeError("DataLoader worker gone: its connection is broken") from error
 
 
