@@ -29,6 +29,7 @@ from model import Checkpoint
 from pseudo_label import predict
 from support import InputError, batches, cli, devices, files, reading, runs, sources, weights
 from support.batches import Batch, Chance
+from support.data_parallel import accumulate, distribute
 from support.images import ImageSet
 from support.label_store import PseudoLabels
 from support.optimization import Best, ModelEMA, RMSpropTF, make_optimizer  # noqa: F401
@@ -293,7 +294,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     average, best = ModelEMA(network, config.ema_decay), Best()
     optimizer = make_optimizer(network, config)
     first = run.resume(network=network, average=average.network, optimizer=optimizer, best=best)
-    forward = devices.distribute(network, device)
+    forward = distribute(network, device)
     if machine.compile:
         forward = torch.compile(forward)
 
@@ -311,7 +312,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
             images = images.contiguous(memory_format=torch.channels_last)
             # Table 6 spares the images without a label; None: all are noised.
             noised = None if config.model_noise_unlabeled else micro_batch.is_labeled
-            with devices.accumulate(forward, micro_batch.last):
+            with accumulate(forward, micro_batch.last):
                 with devices.autocast(device, config.precision):
                     logits = forward(images, noised)
                 loss = joint_loss(logits, micro_batch.labels, micro_batch.targets,

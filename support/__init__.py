@@ -1,6 +1,7 @@
 """The floor that the six essays stand on: everything that a reader of the paper may skip.
 
     devices.py        CPU, CUDA, MPS, XLA, torchrun: where tensors go and how a step ends
+    data_parallel.py  one network, trained by the processes of torchrun
     kernels.py        faster equals of textbook operations; ranking.py: of the selection
     images.py         sets of images; decoding and recognising files
     folders.py        which files of a folder are images, and of which class
@@ -10,6 +11,7 @@
     reading.py        the one reader of batches; a function of all images
     batches.py        the order of images, micro-batches, chance per image
     optimization.py   RMSProp, the average of the weights, the best average
+    names.py          the names of a large pool, mapped from a file
     files.py          files written whole, and whether they belong to the settings at hand
     runs.py           a training: finished, resumed, saved, logged
     label_store.py    the folder of pseudo labels that many processes fill

@@ -136,7 +136,7 @@ class TestSet:
             found = [path for path in root.glob(f"*/{folder}") if path.is_dir()]
             root = (found or [root / folder])[0] / severity
         found = folders.list_images(root) if frames == 1 else [
-            file for file in folders.list_files(root) if file.lower().endswith(".mp4")]
+            file for file in folders.walk(root) if file.lower().endswith(".mp4")]
         if not found:
             raise InputError(f"{root}: no <class>/*{'.mp4' if frames > 1 else '.jpg'} in it")
         files, allowed = [*map(Path, found)], self.allowed() or range(len(self.classes))

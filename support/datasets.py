@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import InputError, demo_images, files, folders, images
+from support import InputError, demo_images, files, folders, images, names
 from support.images import NO_CLASS, UNKNOWN, ImageSet, Splits
 
 LARGEST_IN_MEMORY = 64  # pixels a side; larger images stay files until a batch needs them
@@ -110,7 +110,7 @@ def read_set(source: ImageSet, size: int | None, workers: int = 0, skip_broken: 
     kept = source if len(good) == len(found) else source.subset(torch.tensor(good))
     if size:
         pixels = torch.from_numpy(np.stack([found[row][0] for row in good]))
-        kept = replace(kept, pixels=pixels, files=())
+        kept = replace(kept, pixels=pixels)
     known = np.frombuffer(b"".join(found[row][1] for row in good), np.uint8).reshape(-1, 16)
     notes = {"removed_from_pool": removed, "skipped_files": skipped}
     return replace(kept, fingerprints=known), notes
@@ -166,13 +166,14 @@ def read_pool(folder: str | Path, classes: Iterable[str],
     None is opened. A large pool takes hours to decode, so that happens once, when a teacher labels
     it, and broken files and held-out images are found then.
     """
-    if out is not None:
-        files.require_place(out, [folder])
-    found = folders.list_files(folder)
+    if out is None:
+        found = tuple(folders.walk(folder))
+    else:
+        found = names.write(folders.walk(folder), files.require_place(out, [folder]))
     if not found:
         raise InputError(f"{folder}: no images in the unlabelled folder; add some")
     labels = torch.tensor([UNKNOWN]).expand(len(found))  # one number in memory, not N
-    return ImageSet(labels, tuple(classes), files=tuple(found))
+    return ImageSet(labels, tuple(classes), files=found)
 
 
 def into_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:

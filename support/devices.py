@@ -23,9 +23,8 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from support import InputError, cli
 
@@ -39,7 +38,6 @@ class Machine:
     compile: bool = False  # compile the network; faster on GPUs after a minute
     checkpoint_blocks: bool = False  # compute activations twice, not keep them: less memory
     megapixels: cli.Positive = 180.0  # of the largest image that is read: a larger one is an error
-
 
     def chosen(self) -> "Machine":
         """With the device found, and Pillow's limit set."""
@@ -90,7 +88,11 @@ def _start_xla() -> torch.device:
         raise InputError(f"device xla is not there: torch_xla cannot be imported ({error}); "
                          "pip install -r requirements-xla.txt, or use --device auto") from None
     torch_xla.runtime.use_spmd()
-    return torch_xla.device()
+    device, hosts = torch_xla.device(), torch_xla.runtime.process_count()
+    if hosts > 1:
+        raise InputError(f"device xla uses the chips of one host, and this is one of {hosts}: take "
+                         "a TPU of a single host (up to 8 chips), or GPUs with torchrun")
+    return device
 
 
 def _keep_freed_memory() -> None:
@@ -119,6 +121,14 @@ def wait_for_all() -> None:
     """Return when every process has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_first(value: str | None) -> str:
+    """What the first process gives, in every process; what the others give is not looked at."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 @functools.cache
@@ -161,62 +171,7 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def _mean_over_all(maps: Tensor) -> Tensor:
-    """The mean of each channel over the images of all processes: (N, C, H, W) -> (C,)."""
-    return torch.distributed.nn.functional.all_reduce(maps.mean((0, 2, 3))) / world_size()
-
-
-class SyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the images of all processes; torch's own class of that name needs GPUs."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(images)
-        values = images.to(self.weight.dtype)  # under autocast the images are bfloat16
-        average = _mean_over_all(values)
-        variance = _mean_over_all((values - average.view(-1, 1, 1)).square())
-        with torch.no_grad():
-            count = images.numel() / images.shape[1] * world_size()
-            self.running_mean.lerp_(average, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - average * scale
-        return (values * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(images.dtype)
-
-
-def _synchronize(network: nn.Module) -> None:
-    """Put a SyncBatchNorm with the same parameters and buffers in the place of each BatchNorm."""
-    for name, module in network.named_children():
-        if type(module) is nn.BatchNorm2d:
-            norm = SyncBatchNorm(module.num_features)
-            vars(norm).update(vars(module))
-            setattr(network, name, norm)
-        else:
-            _synchronize(module)
-
-
-def distribute(network: nn.Module, device: torch.device) -> nn.Module:
-    """What to call instead of the network, so that the processes of torchrun train one model.
-
-    Gradients are averaged over the processes, and BatchNorm sees the images of all (the authors:
-    of groups of cores). The network itself keeps its parameters and buffers.
-    """
-    if world_size() == 1:
-        return network
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    else:
-        _synchronize(network)
-    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
-
-
 # ---- Within a step ----
-
-
-def accumulate(network: nn.Module, last: bool) -> contextlib.AbstractContextManager:
-    """Inside, backward() adds up gradients; processes average them with the last micro-batch."""
-    return contextlib.nullcontext() if last or world_size() == 1 else network.no_sync()
 
 
 def manual_seed(seed: int, device: torch.device) -> None:

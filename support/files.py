@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -71,11 +71,11 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: not made ({error}); choose another place") from None
 
 
-def digest(*parts: bytes | str | tuple[str, ...] | np.ndarray | Tensor) -> str:
+def digest(*parts: bytes | str | Sequence[str] | np.ndarray | Tensor) -> str:
     """A hash of the contents of all parts, in their order, as 32 hexadecimal digits."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
-        if isinstance(part, tuple):  # of maybe millions of names
+        if isinstance(part, Sequence) and not isinstance(part, bytes | str):  # of millions of names
             for first in range(0, len(part), 2**16):
                 hashed.update(os.fsencode("\n".join(part[first: first + 2**16]) + "\n"))
             continue
@@ -109,9 +109,10 @@ def require_same(path: str | Path, found: dict, wanted: dict) -> None:
                              f"not {value!r:.70}): give what it was made with, or another output")
 
 
-def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> None:
+def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> Path:
     """InputError, before any work, if `out` cannot be written, or lies in one of these folders of
-    images (None: no folder), of which it would become a part.
+    images (None: no folder), of which it would become a part. Returns the folder that exists of
+    its parents.
     """
     for folder in folders:
         if folder and Path(out).resolve().is_relative_to(Path(folder).resolve()):
@@ -124,6 +125,7 @@ def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> None
     except OSError as error:
         raise InputError(f"{out}: {existing} cannot be written to ({error.strerror}); choose "
                          "another place") from None
+    return existing
 
 
 HELD = set()  # the files of this process's locks

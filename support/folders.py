@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,24 +19,34 @@ def _hidden(name: str) -> bool:
     return name[0] == "." or name in SYSTEM_FOLDERS
 
 
-def list_files(folder: str | Path) -> list[str]:
+def _is_folder(entry: os.DirEntry) -> bool:
+    linked = entry.is_symlink() and os.path.isdir(entry.path)  # False where it leads nowhere
+    return linked or entry.is_dir(follow_symlinks=False)
+
+
+def walk(folder: str | Path) -> Iterator[str]:
     """Every file below `folder` at any depth, sorted; a file by itself is one.
 
     Links are followed, hidden names and SYSTEM_FOLDERS are not. InputError if a folder cannot be
-    listed.
+    listed. Memory holds no more than the folders on the way down to a file.
     """
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check the path")
-
     if os.path.isfile(folder):
-        return [str(folder)]
-    found, visited = [], set()
-    for directory, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
-        new = os.path.realpath(directory) not in visited  # links may lead round in a circle
-        visited.add(os.path.realpath(directory))
-        subfolders[:] = sorted(name for name in subfolders if new and not _hidden(name))
-        found += [os.path.join(directory, name) for name in names if new and not _hidden(name)]
-    return sorted(found)
+        yield str(folder)
+        return
+    waiting, visited = [os.path.join(folder, "")], set()
+    while waiting:
+        path = waiting.pop()
+        if not path.endswith("/"):
+            yield path
+        elif (real := os.path.realpath(path)) not in visited:  # links may lead round in a circle
+            visited.add(real)
+            try:
+                with os.scandir(path) as entries:
+                    names = [e.name + "/" * _is_folder(e) for e in entries if not _hidden(e.name)]
+            except OSError as error:
+                raise InputError(f"{path[:-1]}: cannot be listed ({error.strerror}); check the path"
+                                 ) from None
+            waiting += [path + name for name in sorted(names, reverse=True)]
 
 
 def list_images(folder: str | Path) -> list[str]:
@@ -48,7 +58,7 @@ def list_images(folder: str | Path) -> list[str]:
             return os.path.isfile(file)
         return False
 
-    found = list_files(folder)
+    found = list(walk(folder))
     images = [file for file in found if is_image(file)]
     if others := sorted(set(found) - set(images)):
         say_once(f"{folder}: {len(others)} files left out that are no images: "

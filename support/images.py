@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.concurrent import process_map
 
-from support import InputError, devices, files
+from support import InputError, devices, files, names
 
 warnings.filterwarnings("ignore", module="PIL")  # about files that it reads all the same
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, of 1
@@ -37,12 +37,12 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N images with their labels; either `pixels` or `files` holds the images."""
+    """N images with their labels, in `pixels` or, where that is None, in `files`."""
 
     labels: Tensor  # (N,) int64: a class, UNKNOWN or NO_CLASS
     classes: tuple[str, ...]
     pixels: Tensor | None = None  # (N, 3, S, S) uint8
-    files: tuple[str, ...] = ()  # or N paths, decoded on demand
+    files: Sequence[str] = ()  # N paths, decoded on demand
     fingerprints: np.ndarray | None = None  # (N, 16) uint8, of images that have been opened
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class ImageSet:
     def subset(self, indices: Tensor) -> "ImageSet":
         """The images at `indices` (K,) int64, in that order; an index may come more than once."""
         pixels = None if self.pixels is None else self.pixels[indices]
-        files = tuple(self.files[i] for i in indices.tolist()) if self.files else ()
+        files = names.take(self.files, indices.numpy()) if self.files else ()
         known = None if self.fingerprints is None else self.fingerprints[indices.numpy()]
         return ImageSet(self.labels[indices], self.classes, pixels, files, known)
 
@@ -84,7 +84,8 @@ def digest(source: ImageSet) -> str:
         return files.digest(source.pixels)
     if source.fingerprints is not None:
         return files.digest(source.fingerprints)
-    return files.digest(source.files, np.array([_size(file) for file in source.files]))
+    sizes = np.fromiter(map(_size, source.files), np.int64, len(source))
+    return files.digest(source.files, sizes)
 
 
 def _size(file: str) -> int:

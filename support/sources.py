@@ -198,7 +198,7 @@ def read_training(flags, image_size: int,
             images.say_once(f"Warning: {twice} validation images are labelled images, too")
     if not flags.unlabeled:
         return labeled, validation, None
-    pool = datasets.read_pool(flags.unlabeled, labeled.classes)
+    pool = datasets.read_pool(flags.unlabeled, labeled.classes, flags.out)
     pseudo = label_store.read(flags.pseudo_label_dir, pool,
                               flags.pseudo_labels and {"kind": flags.pseudo_labels})
     chosen = datasets.into_memory(pseudo.images, image_size, workers)

@@ -393,7 +393,7 @@ def test_a_labeled_folder_is_read_on_its_own(own):
 def test_a_pool_on_its_own_is_a_list_of_files_that_nobody_has_opened(own, monkeypatch):
     monkeypatch.setattr(images, "read_image", None)
     pool = datasets.read_pool(own["unlabeled"], ("cat", "dog"))
-    assert pool.files == tuple(folders.list_files(own["unlabeled"]))
+    assert pool.files == tuple(folders.walk(own["unlabeled"]))
     assert pool.labels.tolist() == [UNKNOWN] * 4 and pool.classes == ("cat", "dog")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import ROOT
 
 import model
-from support import InputError, devices, images
+from support import InputError, data_parallel, devices, images
 
 
 @pytest.mark.parametrize(("there", "chosen"), [
@@ -188,7 +188,7 @@ def test_batch_norm_over_all_processes_is_batch_norm(one_process, mean):
     torch.manual_seed(0)
     images = mean + 0.1 * torch.randn(16, 3, 8, 8)  # far from zero: E[x^2] - E[x]^2 would fail
     results = []
-    for kind in (torch.nn.BatchNorm2d, devices.SyncBatchNorm):
+    for kind in (torch.nn.BatchNorm2d, data_parallel.SyncBatchNorm):
         norm, inputs = kind(3, eps=1e-3, momentum=0.01), images.clone().requires_grad_()
         result = norm(inputs)
         result.square().mul(torch.arange(16.0).view(-1, 1, 1, 1)).sum().backward()
@@ -201,7 +201,7 @@ def test_batch_norm_over_all_processes_is_batch_norm(one_process, mean):
 
 def test_batch_norm_over_all_processes_takes_bfloat16(one_process):
     images = torch.randn(16, 3, 8, 8).bfloat16()
-    norm = devices.SyncBatchNorm(3)
+    norm = data_parallel.SyncBatchNorm(3)
     with torch.autocast("cpu", torch.bfloat16):
         result = norm(images)
     assert result.dtype == torch.bfloat16 and norm.running_var.dtype == torch.float32
@@ -214,14 +214,14 @@ def test_synchronizing_batch_norm_keeps_parameters_buffers_and_modes():
     before = network.state_dict(keep_vars=True)
     norms = {name: module for name, module in network.named_modules()
              if isinstance(module, torch.nn.BatchNorm2d)}
-    devices._synchronize(network)
+    data_parallel._synchronize(network)
     after = network.state_dict(keep_vars=True)
     assert list(after) == list(before)  # in the same order, as the average of weights needs it
     assert all(after[name] is value for name, value in before.items())
     assert len(norms) > 20
     for name, old in norms.items():
         new = network.get_submodule(name)
-        assert type(new) is devices.SyncBatchNorm
+        assert type(new) is data_parallel.SyncBatchNorm
         assert (new.eps, new.momentum, new.training) == (old.eps, old.momentum, old.training)
     assert not network.stem_norm.training and network.head_norm.training
     network.eval().train()  # what is fixed stays so
@@ -230,7 +230,7 @@ def test_synchronizing_batch_norm_keeps_parameters_buffers_and_modes():
 
 def test_a_network_alone_is_its_own_distribution():
     network = model.efficientnet("0.25x0.34", 10)
-    assert devices.distribute(network, torch.device("cpu")) is network
+    assert data_parallel.distribute(network, torch.device("cpu")) is network
     assert type(network.stem_norm) is torch.nn.BatchNorm2d
 
 
@@ -252,6 +252,17 @@ def test_torchrun_and_xla_do_not_go_together(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="needs no torchrun"):
         devices.choose("xla")
+
+
+def test_one_host_of_many_is_refused_before_anything_is_written(monkeypatch):
+    runtime = pytest.importorskip("torch_xla").runtime
+    monkeypatch.setattr(runtime, "use_spmd", lambda: None)
+    monkeypatch.setattr("torch_xla.device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(runtime, "process_count", lambda: 4)
+    with pytest.raises(InputError, match="chips of one host, and this is one of 4"):
+        devices.choose("xla")
+    monkeypatch.setattr(runtime, "process_count", lambda: 1)
+    assert devices.choose("xla") == torch.device("cpu")
 
 
 def test_the_largest_image_that_is_read_is_a_flag(monkeypatch, tmp_path):

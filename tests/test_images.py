@@ -51,7 +51,7 @@ def test_a_pool_of_links_hidden_names_and_circles_is_listed_once_and_in_order(tm
     noise(501).save(pool / ".hidden" / "a.png")
     (pool / "notes.txt").write_text("not an image")
     found = ["a/0000.png", "b/0000.png", "link/a.png", "notes.txt"]
-    assert folders.list_files(pool) == [str(pool / name) for name in found]
+    assert list(folders.walk(pool)) == [str(pool / name) for name in found]
     assert folders.list_images(pool) == [str(pool / name) for name in found[:3]]
 
 

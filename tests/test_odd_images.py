@@ -159,4 +159,4 @@ def test_thumbnails_of_the_system_are_no_images_and_no_classes(tmp_path, system)
     write_odd_images(tmp_path / "b", 2)
     found = folders.list_classes(tmp_path)
     assert found.classes == ("a", "b") and len(found) == 2 * KINDS
-    assert len(folders.list_files(tmp_path)) == 2 * KINDS
+    assert len(list(folders.walk(tmp_path))) == 2 * KINDS

@@ -96,7 +96,7 @@ def test_broken_files_and_held_out_images_show_when_the_pool_is_opened(tmp_path,
     own = write_classes(tmp_path / "pool", ["2019/summer", "2020"], 2, first_seed=200)
     held_out = write_classes(tmp_path / "test", ["cat", "dog"], 1, first_seed=100) / "cat"
     copy = own / "copy.bmp"  # the same pixels in another format
-    Image.open(folders.list_files(held_out)[0]).save(copy)
+    Image.open(next(folders.walk(held_out))).save(copy)
     (own / "notes.txt").write_text("not an image")
     pool = datasets.read_pool(own, ("cat", "dog"))
     batches = reading.clean(pool, torch.arange(6).split(4), 8, workers,
