@@ -1,9 +1,10 @@
 # make demo and make test set up .venv by themselves; a second call installs nothing.
 PYTHON ?= python3
 VENV ?= .venv
+NEWEST ?= .venv-newest
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test style clean
+.PHONY: help demo test newest style clean
 
 help:  ## list what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
@@ -14,11 +15,18 @@ demo: $(VENV)/installed  ## run the whole loop on built-in images: python iterat
 test: $(VENV)/installed-dev  ## run the tests: pytest, in two processes
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
+newest:  ## run the tests, XLA's aside, with the newest torch and torchvision that pip finds
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	grep -hEv '^(#|-r|torch)' requirements.txt requirements-dev.txt > $(NEWEST)/others.txt
+	$(NEWEST)/bin/python -m pip install --no-cache-dir --upgrade torch torchvision -r $(NEWEST)/others.txt
+	$(NEWEST)/bin/python -c "import torch, torchvision; print(torch.__version__, torchvision.__version__)"
+	$(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
 style: $(VENV)/installed-dev  ## check the style: ruff check
 	$(RUN) -m ruff check .
 
-clean:  ## remove the virtual environment
-	rm -rf $(VENV)
+clean:  ## remove the virtual environments
+	rm -rf $(VENV) $(NEWEST)
 
 # Debian's Python may come without ensurepip: then the environment gets its pip from the outside.
 $(RUN):

@@ -106,10 +106,10 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
     stages = outline.stages(generations, splits.sizes, labels_only, train_phases, model.scaling)
     loop = outline.Loop(out / "log.jsonl", stages)
 
-    def learn(config, name, pseudo, start) -> Path:
-        return train.train(config, splits.labeled, splits.validation, pseudo, start=start,
-                           out=out / f"{files.slug(name)}.pt", name=name, loop=loop,
-                           machine=machine)
+    def learn(config: train.TrainConfig, name: str, pseudo: PseudoLabels | None,
+              start: str | Path | None) -> Path:
+        return train.train(config, splits.labeled, splits.validation, pseudo, name=name, loop=loop,
+                           out=out / f"{files.slug(name)}.pt", start=start, machine=machine)
 
     teacher, models = None, []
     for number, generation in enumerate(generations):

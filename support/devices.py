@@ -132,7 +132,7 @@ def from_first(value: str | None) -> str:
 
 
 @functools.cache
-def _mesh():
+def _mesh() -> object:
     """All devices of this host in one row named "data"."""
     import torch_xla.distributed.spmd as spmd
     return spmd.get_1d_mesh("data")
