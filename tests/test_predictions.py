@@ -75,9 +75,13 @@ def test_a_list_and_a_labelling_are_different_things(teacher, pool, flags, said,
     assert said in capsys.readouterr().err
 
 
-def test_chosen_labels_are_listed_for_the_eye(teacher, pool, tmp_path):
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_chosen_labels_are_listed_for_the_eye(in_memory, teacher, pool, tmp_path):
     found = Checkpoint.load(teacher)
     images = datasets.read_pool(pool, found.classes)
+    if in_memory:
+        images = datasets.into_memory(images, 32)
+        assert images.pixels is not None
     labels = label(found, images, tmp_path / "labels", threshold=0.0, per_class=4)
     head, *rows = table(tmp_path / "labels" / "labels.csv")
     assert head == ["file", "class", "confidence", "copies"]
