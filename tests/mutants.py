@@ -533,8 +533,8 @@ PLACES = {
          "                Labelling(), seed"),
         ("all pools labelled with one seed", "seed=generation.config.seed, machine",
          "seed=generations[0].config.seed, machine"),
-        ("checkpoints chosen on the test set", "splits.labeled, splits.validation, pseudo, start",
-         "splits.labeled, splits.test, pseudo, start"),
+        ("checkpoints chosen on the test set", "splits.labeled, splits.validation, pseudo, name",
+         "splits.labeled, splits.test, pseudo, name"),
         ("the pool is the labelled set", "                found, splits.unlabeled,",
          "                found, splits.labeled,"),
         ("labels alone with the pool", "generation.on_labels_only(), learn, None, gen",
@@ -655,10 +655,17 @@ PLACES = {
         ("a pool of the demo in order", "np.random.default_rng((seed, 1)).permutation(pool)",
          "pool"),
     ],
-    ("support/folders.py", "images datasets"): [
-        ("the pool in the system's order", "    return sorted(found)\n",
-         "    return found[::-1]\n"),
+    ("support/folders.py", "images datasets names"): [
+        ("the pool in the system's order", "sorted(names, reverse=True)", "names"),
+        ("folders in the order of their own names", "e.name + \"/\" * _is_folder(e)",
+         "e.name + \"/\" * e.is_dir(follow_symlinks=False)"),
         ("classes in any order", "names = sorted(e.name", "names = list(e.name"),
+    ],
+    ("support/names.py", "names"): [
+        ("the first name begins at the last one's start", "self.ends[row - 1] if row else 0",
+         "self.ends[row - 1]"),
+        ("a part of a part", "rows if names.rows is None else names.rows[rows]", "rows"),
+        ("ends within what is written at once", "written += int(lengths.sum())", "pass"),
     ],
     ("support/advice.py", "advice"): [
         ("guesses counted without ties", "torch.arange(correct, count + 1,",
