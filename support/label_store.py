@@ -205,7 +205,7 @@ class LabelStore:
                     raise InputError(
                         f"no unlabelled image has a confidence over {self.settings['threshold']} "
                         f"(the largest is {confidence.max():.3f}): train the teacher longer, or "
-                        "lower this")
+                        "lower --threshold")
                 used = np.zeros(len(confidence), bool)
                 used[positions] = True
                 self._write("unique.npy", np.flatnonzero(used))
