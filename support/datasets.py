@@ -79,6 +79,19 @@ def split(source: ImageSet, labels_per_class: int | None,
     return [source.subset(torch.cat(part)) for part in zip(*parts, strict=True)]
 
 
+def first(source: ImageSet, per_class: int | None) -> ImageSet:
+    """The first `per_class` images of each class in its order (None: all); InputError for fewer."""
+    if per_class is None:
+        return source
+    parts = []
+    for label, name in enumerate(source.classes):
+        rows = (source.labels == label).nonzero().flatten()
+        if len(rows) < per_class:
+            raise InputError(f"class {name}: {per_class} labelled images asked for of {len(rows)}")
+        parts.append(rows[:per_class])
+    return source.subset(torch.cat(parts))
+
+
 def size_to_read(image_size: int, *sets: ImageSet) -> int | None:
     """image_size if the images of these sets are decoded now; None if they stay as they are."""
     if sets[0].pixels is not None:

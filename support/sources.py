@@ -35,7 +35,7 @@ class Source:
     test: cli.Folder | None = None  # your test images, one folder a class
     val: cli.Folder | None = None  # your validation images (default: some of the labelled ones)
     train: cli.Folder | None = None  # a fully labelled folder to split, for research
-    labels_per_class: cli.Count | None = None  # labelled images of each class
+    labels_per_class: cli.Count | None = None  # labelled images of each class, the first ones
     val_per_class: cli.Count | None = None  # for validation (default: a tenth; 50 in the demo)
     test_per_class: cli.Count | None = None  # the demo's test images of each class
     unlabeled_images: cli.Count | None = None  # size of the demo's pool
@@ -59,6 +59,7 @@ def read_folders(source: Source, image_size: int, workers: int = 0) -> Splits:
         labeled, pool, validation = datasets.split(
             labeled, source.labels_per_class, source.val_per_class)
     elif source.val_per_class is None:
+        labeled = datasets.first(labeled, source.labels_per_class)
         validation = folders.list_classes(source.val, labeled.classes)
     else:
         raise InputError("--val and --val-per-class are both given; give one of the two")
@@ -117,7 +118,7 @@ def as_set(dataset: object) -> ImageSet:
 # The flags that each kind of source reads.
 READS = {
     "train": ("test", "labels_per_class", "val_per_class"),
-    "labeled": ("unlabeled", "test", "val", "val_per_class"),
+    "labeled": ("unlabeled", "test", "val", "val_per_class", "labels_per_class"),
     "dataset": ("labels_per_class", "val_per_class", "root"),
     "demo": ("labels_per_class", "val_per_class", "test_per_class", "unlabeled_images"),
 }

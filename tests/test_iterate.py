@@ -458,7 +458,7 @@ def one_level_too_high(folders):
     (broken_label, [], "broken.png"),
     (None, ["--arch", "0.5x0.5", "0.25x0.34"], "smaller than its teacher"),
     (None, ["--arch", "b99"], "b99"),
-    (None, ["--labels-per-class", "2"], "--labels-per-class does not go with --labeled"),
+    (None, ["--labels-per-class", "9"], "class bright: 9 labelled and"),
     (None, ["--val-per-class", "6"], "class bright: 0 labelled and 6 validation"),
     (one_level_too_high, [], "only one class folder, labeled"),
     (None, ["--dropout", "2"], "--dropout 2.0: give 0 or more and below 1"),

@@ -54,6 +54,16 @@ def test_without_flags_the_demo_is_drawn_with_the_seed_and_sizes_asked_for():
     assert splits.unlabeled.pixels.equal(expected.unlabeled.pixels)
 
 
+@pytest.mark.parametrize("with_val", [True, False])
+def test_of_own_labelled_images_only_the_first_of_each_class_are_learned_from(
+        own, tmp_path, with_val):
+    val = str(write_classes(tmp_path / "val", ["cat", "dog"], 3, first_seed=300))
+    splits = choose(replace(own, labels_per_class=4, val=val if with_val else None), "own", 8, 0)
+    assert sizes(splits) == [8, 4, 6 if with_val else 2, 4]
+    first = [f"labeled/{name}/000{i}.png" for name in ("cat", "dog") for i in range(4)]
+    assert [str(Path(file).relative_to(tmp_path)) for file in splits.labeled.files] == first
+
+
 def test_own_folders_are_read(own, tmp_path):
     splits = choose(own, "own", 8, 0)
     assert sizes(splits) == [18, 4, 2, 4]
@@ -85,7 +95,6 @@ def test_a_published_set_is_read_with_what_the_flags_say(monkeypatch):
 
 @pytest.mark.parametrize(("flags", "expected"), [
     ({"unlabeled": "x"}, "--unlabeled does not go with the demo's images: leave it out, or give"),
-    ({"labeled": "x", "labels_per_class": 3}, "--labels-per-class does not go with --labeled"),
     ({"train": "x", "unlabeled": "y"}, "--unlabeled does not go with --train"),
     ({"dataset": "svhn", "test": "x"}, "--test does not go with --dataset"),
     ({"labeled": "x", "root": "y"}, "--root does not go with --labeled"),

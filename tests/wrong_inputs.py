@@ -268,7 +268,7 @@ CASES = [
     ("demo", "--arch 0.5x0.5 0.25x0.34", None, "smaller than its teacher"),
     ("demo", "--image-size 48", None, "32 pixels"),
     ("demo", "--no-filter=yes", None, "filter"),
-    ("iterate", "--labels-per-class 3", None, "--labels-per-class"),
+    ("iterate", "--labels-per-class 300", None, "300 labelled"),
     ("iterate", "--val-per-class 3", None, "--val"),
     # Checkpoints
     ("pseudo_label", "--teacher nowhere.pt", None, "no checkpoint nowhere.pt"),
