@@ -1,6 +1,6 @@
-"""Mean and standard deviation over runs with different seeds, as a Markdown table.
+"""Mean and standard deviation over runs with different seeds, as Markdown tables; and their curves.
 
-    python results/summarize.py runs/demo-0 runs/demo-1 runs/demo-2
+    python results/summarize.py --reports runs/demo-*/report.json [--curves PICTURE]
 """
 
 import functools
@@ -8,7 +8,22 @@ import json
 import operator
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from support import cli
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What to summarize"""
+
+    reports: list[str]  # report.json of runs that differ in their seed
+    curves: cli.File | None = None  # picture to write of validation accuracy by step
+
 
 # The head of each column, and the keys that lead to its figure in a report.
 ACCURACY = {"model": "arch", "pseudo-label top-1": "pseudo_label_top1",
@@ -28,19 +43,57 @@ def spread(values: list) -> str:
     return f"{statistics.mean(values):.2f}{deviation}"
 
 
-reports = [json.loads(Path(folder, "report.json").read_text()) for folder in sys.argv[1:]]
-seeds = ", ".join(str(report["seed"]) for report in reports)
-generations = [*zip(*(report["generations"] for report in reports), strict=True)]
-robust = all(row.get("robustness") for rows in generations for row in rows)
-for columns in (ACCURACY, ROBUSTNESS)[: 1 + robust]:
-    print(f"| seeds {seeds} | {' | '.join(columns)} |\n|---|" + "---|" * len(columns))
-    for rows in generations:
-        flat = [row | (row.get("robustness") or {}) for row in rows]
-        figures = [spread([functools.reduce(operator.getitem, keys.split(), row) for row in flat])
-                   for keys in columns.values()]
-        print(f"| {rows[0]['name']} | {' | '.join(figures)} |")
-    print()
-gains = [last["test_top1"] - first["test_top1"]
-         for first, last in zip(generations[0], generations[-1], strict=True)]
-print(f"Last student over the teacher, by seed: {spread(gains)} points "
-      f"({', '.join(f'{gain:+.2f}' for gain in gains)}).")
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def compare(name: str, higher: list[float], lower: list[float]) -> str:
+    """The differences of two figures, on the mean and with each seed."""
+    gains = [one - other for one, other in zip(higher, lower, strict=True)]
+    return f"{name}: {spread(gains)} points ({', '.join(f'{gain:+.2f}' for gain in gains)})."
+
+
+def draw(reports: list[dict], file: str) -> None:
+    """Validation accuracy by step: a color for each training, a line for each seed."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for report in reports:
+        for number, (name, curve) in enumerate(report["curves"].items()):
+            label, style = name if report is reports[0] else None, ":" if "," in name else "-"
+            axes.plot(*zip(*curve, strict=True), style, color=f"C{number}", label=label, alpha=0.8)
+    axes.set(xlabel="step", ylabel="validation top-1 (%)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=80)
+
+
+def main(flags: Flags) -> None:
+    reports = [json.loads(Path(file).read_text()) for file in flags.reports]
+    seeds = ", ".join(str(report["seed"]) for report in reports)
+    generations = [*zip(*(report["generations"] for report in reports), strict=True)]
+    robust = all(row.get("robustness") for rows in generations for row in rows)
+    for columns in (ACCURACY, ROBUSTNESS)[: 1 + robust]:
+        lines = []
+        for rows in generations:
+            flat = [row | (row.get("robustness") or {}) for row in rows]
+            lines.append([rows[0]["name"], *(
+                spread([functools.reduce(operator.getitem, keys.split(), row) for row in flat])
+                for keys in columns.values())])
+        print(table([f"seeds {seeds}", *columns], lines), end="\n\n")
+    by_seed = {f"{rows[0]['name']}{name}": [row[key] for row in rows] for rows in generations
+               for name, key in (("", "test_top1"), (", labels only", "labels_only_test_top1"))
+               if None not in [row[key] for row in rows]}
+    print(table(["seed", *by_seed], [
+        [str(report["seed"]), *(f"{values[number]:.2f}" for values in by_seed.values())]
+        for number, report in enumerate(reports)]), end="\n\n")
+    last = generations[-1][0]["name"]
+    for name, values in by_seed.items():
+        if name != last:
+            print(compare(f"{last} over {name}", by_seed[last], values))
+    if flags.curves:
+        draw(reports, flags.curves)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -46,8 +46,11 @@ def show(report: dict, splits: Splits, out: Path, network: Callable[[str], Calla
     if devices.rank() > 0:
         return
     logged = picture.curves(out / "log.jsonl")
-    report |= {"classes": list(splits.test.classes), "seconds": {
-        name: found["seconds"][-1][1] for name, found in logged.items() if "seconds" in found}}
+    report |= {
+        "classes": list(splits.test.classes),
+        "seconds": {name: found["seconds"][-1][1]
+                    for name, found in logged.items() if "seconds" in found},
+        "curves": {name: found.get("val_top1", []) for name, found in logged.items()}}
     files.write_json(out / "report.json", report)
     print("\n\n".join(filter(None, (table(report), class_table(report), robustness_table(report),
                                     time_table(report)))))

@@ -1,0 +1,56 @@
+"""The tables and the picture that results/summarize.py makes of the reports of several seeds."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "results"))
+import summarize
+
+TEST = {"teacher": [60.0, 62.0, 70.0], "student": [66.0, 65.0, 70.5]}
+ALONE = [61.0, 66.0, 63.5]
+
+
+@pytest.fixture
+def reports(tmp_path):
+    """Of three seeds, with a teacher and a student."""
+    files = []
+    for seed in range(3):
+        rows = [{"name": name, "arch": "b0", "pseudo_label_top1": 64.0 + seed if number else None,
+                 "val_top1": 50.0, "test_top1": values[seed], "robustness": None,
+                 "labels_only_test_top1": ALONE[seed] if number else None}
+                for number, (name, values) in enumerate(TEST.items())]
+        curves = {name: [[10, 20.0], [20, 40.0 + seed]] for name in TEST}
+        files.append(tmp_path / f"{seed}.json")
+        files[-1].write_text(json.dumps({"seed": seed, "generations": rows, "curves": curves}))
+    return [str(file) for file in files]
+
+
+def test_means_and_sample_deviations_are_over_the_seeds(reports, capsys):
+    summarize.main(summarize.Flags(reports))
+    head, _, teacher, student = capsys.readouterr().out.splitlines()[:4]
+    assert head == ("| seeds 0, 1, 2 | model | pseudo-label top-1 | validation top-1 | test top-1 "
+                    "| labels only, test top-1 |")
+    found = f"{np.mean(TEST['teacher']):.2f} +- {np.std(TEST['teacher'], ddof=1):.2f}"
+    assert teacher == f"| teacher | b0 | - | 50.00 +- 0.00 | {found} | - |"
+    assert f"| 65.00 +- 1.00 | 50.00 +- 0.00 | 67.17 +- {np.std(TEST['student'], ddof=1):.2f} | " \
+        f"63.50 +- {np.std(ALONE, ddof=1):.2f} |" in student
+
+
+def test_the_last_student_is_compared_with_the_others_seed_by_seed(reports, capsys):
+    summarize.main(summarize.Flags(reports))
+    *_, by_seed, teacher, alone = capsys.readouterr().out.replace("\n\n", "\n").splitlines()
+    assert by_seed == "| 2 | 70.00 | 70.50 | 63.50 |"
+    deviation = np.std([6, 3, 0.5], ddof=1)
+    assert teacher == f"student over teacher: 3.17 +- {deviation:.2f} points (+6.00, +3.00, +0.50)."
+    assert alone.startswith("student over student, labels only: 3.67 +- ")
+    assert alone.endswith("(+5.00, -1.00, +7.00).")
+
+
+def test_the_curves_are_drawn(reports, tmp_path):
+    summarize.main(summarize.Flags(reports, str(tmp_path / "curves.png")))
+    assert np.asarray(Image.open(tmp_path / "curves.png")).std() > 5
