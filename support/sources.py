@@ -35,7 +35,7 @@ class Source:
     test: cli.Folder | None = None  # your test images, one folder a class
     val: cli.Folder | None = None  # your validation images (default: some of the labelled ones)
     train: cli.Folder | None = None  # a fully labelled folder to split, for research
-    labels_per_class: cli.Count | None = None  # labelled images of each class, the first ones
+    labels_per_class: cli.Count | None = None  # labelled images of each class; of folders the first
     val_per_class: cli.Count | None = None  # for validation (default: a tenth; 50 in the demo)
     test_per_class: cli.Count | None = None  # the demo's test images of each class
     unlabeled_images: cli.Count | None = None  # size of the demo's pool

@@ -640,7 +640,10 @@ PLACES = {
         ("bilinear", "image.resize((size, size), Image.Resampling.BICUBIC, corners)",
          "image.resize((size, size), Image.Resampling.BILINEAR, corners)"),
     ],
-    ("support/datasets.py", "datasets"): [
+    ("support/datasets.py", "datasets sources"): [
+        ("the last labels of each class", "parts.append(rows[:per_class])",
+         "parts.append(rows[-per_class:])"),
+        ("fewer labels than asked for", "if len(rows) < per_class:", "if not len(rows):"),
         ("validation images stay in the pool", "held_out = contents(validation) | contents(test)",
          "held_out = contents(test)"),
         ("test images stay in the pool", "held_out = contents(validation) | contents(test)",

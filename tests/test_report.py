@@ -114,6 +114,14 @@ def test_each_generation_reports_its_robustness_relative_to_the_teacher(run):
     assert teacher["teacher_normalized_mce"] == pytest.approx(100)
 
 
+def test_the_report_holds_the_curves_whose_best_point_is_the_checkpoint(run):
+    found = json.loads((run / "report.json").read_text())
+    assert list(found["curves"]) == ["teacher", "student 1", "student 2"]
+    for row in found["generations"]:
+        steps, top1 = zip(*found["curves"][row["name"]], strict=True)
+        assert list(steps) == sorted(set(steps)) and max(top1) == row["val_top1"]
+
+
 def test_the_report_holds_what_happened_to_each_class_and_how_long_each_stage_took(run):
     found = json.loads((run / "report.json").read_text())
     assert len(found["classes"]) == 10 and list(found["seconds"]) == [
