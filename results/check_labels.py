@@ -1,0 +1,59 @@
+"""How right the pseudo labels of runs are, by the true classes of their pool, as a Markdown table.
+
+    python results/check_labels.py --truth pool-truth.csv --labels runs/tiny-*/student-*-labels
+
+The truth has the columns file and class, which is empty for an image of none of the classes. It
+measures labels, and never trains.
+"""
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from results.summarize import spread, table
+from support import InputError, cli
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What to check, and by what"""
+
+    truth: cli.File  # CSV file with the columns file and class
+    labels: list[str]  # folders of pseudo labels; those of one name are averaged
+
+
+def read(file: Path) -> list[dict]:
+    """The lines of a CSV file with a head."""
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def shares(chosen: list[dict], truth: dict[str, str]) -> list[float]:
+    """Of the chosen images: their number; in percent how many show one of the classes, how many of
+    these are labelled rightly, and how many of a student's images, copies counted, are right.
+    """
+    own = [row for row in chosen if truth[row["name"]]]
+    right = [row for row in own if truth[row["name"]] == row["class"]]
+    copies = [sum(int(row["copies"]) for row in rows) for rows in (right, chosen)]
+    return [len(chosen), 100 * len(own) / len(chosen), 100 * len(right) / max(len(own), 1),
+            100 * copies[0] / copies[1]]
+
+
+def main(flags: Flags) -> None:
+    truth = {Path(row["file"]).name: row["class"] for row in read(flags.truth)}
+    found: dict[str, list] = {}
+    for folder in map(Path, flags.labels):
+        chosen = [row | {"name": Path(row["file"]).name} for row in read(folder / "labels.csv")]
+        if unknown := [row["file"] for row in chosen if row["name"] not in truth]:
+            raise InputError(f"{folder}/labels.csv: {flags.truth} has no line for {len(unknown)} "
+                             f"images, {unknown[0]} among them: give the truth of this pool")
+        found.setdefault(folder.name, []).append(shares(chosen, truth))
+    heads = ["labels", "unique images", "of a class", "of these right", "right, with copies"]
+    print(table(heads, [[name, *map(spread, zip(*rows, strict=True))]
+                        for name, rows in found.items()]))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
