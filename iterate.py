@@ -47,10 +47,6 @@ class Generation:
         seed = batches.seed_of(self.config.seed, number)
         return replace(self, config=replace(self.config, seed=seed))
 
-    def on_labels_only(self) -> "Generation":
-        """The same model, noise, phases and number of steps, for the labels alone."""
-        return replace(self.seeded(1), name=f"{self.name}, labels only")
-
 
 L2 = train.recipe("l2")  # trained at 475 pixels, tested at 800
 PAPER = Labelling(per_class=130_000)
@@ -98,8 +94,8 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
     """Run Algorithm 1 and return the report; what is complete in `out` already is not run again.
 
     Args:
-        labels_only: also train each student's model on the labels alone, with the student's noise
-            (section 3.2) and as many steps: what a student gains on it is the pool's doing.
+        labels_only: also train each student's model on the labels alone, for as many steps: what
+            a student gains on it is the pool's doing.
         robustness: also run eval_robust.quick_suite on test images.
         allow_chance: only warn of a teacher that guesses; else it is an InputError.
     """
@@ -128,9 +124,8 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3, and so step 4
         models.append((generation, teacher, pseudo))
 
-    on_labels = [
-        train_phases(generation.on_labels_only(), learn, None, generation.start_from)
-        if labels_only and pseudo else None for generation, _, pseudo in models]
+    on_labels = [train_phases(alone, learn, None, alone.start_from) if labels_only and alone
+                 else None for alone in plans.on_labels_only(generations)]
 
     # Every choice is made: only now is the test set read, so that nothing is chosen by it.
     rows = [test(generation, checkpoint, pseudo, alone, splits.test, machine, robustness)

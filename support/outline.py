@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from support import images
+from support import images, plans
 
 # Labelled images, classes and unlabelled images that a plan is for: what --dry-run counts with.
 IMAGENET = 1_281_167, 1000, 300_000_000
@@ -56,8 +56,9 @@ def stages(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool
         if number:
             selected = (generation.labelling.per_class or pool // classes) * classes
             found[first] = found[first]._replace(labels_made=pool + min(selected, pool))
-    for generation in generations[1:] if labels_only else ():
-        train_phases(generation.on_labels_only(), learn, None, None)
+    alone = filter(None, plans.on_labels_only(generations)) if labels_only else ()
+    for generation in dict.fromkeys(alone):
+        train_phases(generation, learn, None, None)
     return found
 
 

@@ -147,6 +147,27 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
     return tuple(chosen)
 
 
+def on_labels_only(generations: Sequence) -> list:
+    """None for the teacher, and each student for the labels alone, in as many steps and phases.
+
+    It has the noise of the student's model, and on its images the teacher's, which a plan has for
+    labels alone. Students that differ in nothing else than in their use of the pool get the same
+    one, whose training is then found finished.
+    """
+    # paper: RandAugment for all baselines (section 3.2); here: a plan's teacher may have less, if
+    # that is better on labels alone.
+    noise = {name: getattr(generations[0].config, name)
+             for name in ("rand_augment_operations", "rand_augment_magnitude")}
+    found, different = [None], {}
+    for number, student in enumerate(generations[1:], 1):
+        alone = student.seeded(number).seeded(1)
+        alone = replace(alone, name=f"{student.name}, labels only", from_teacher=False,
+                        config=replace(alone.config, unlabeled_ratio=0, **noise))
+        same = replace(alone, name="", labelling=None, config=replace(alone.config, seed=0))
+        found.append(different.setdefault(same, alone))
+    return found
+
+
 def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_model: Callable,
           flags) -> None:
     """InputError, before anything is written, for what would stop the loop in the middle.
@@ -164,7 +185,7 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
                                  "memory: --image-size and --fixed-resolution cannot be "
                                  f"{wanted} here")
         # The teacher's batch, and that of labels alone.
-        batches.check(generation.on_labels_only().config, labeled, None, machine)
+        batches.check(generation.config, labeled, None, machine)
         with torch.device("meta"):
             network = build_model(generation.config, len(labeled.classes))
         parameters.append(sum(weight.numel() for weight in network.parameters()))

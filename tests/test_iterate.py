@@ -296,13 +296,35 @@ def quick_loop(out, seed=0, **changes):
     return iterate.iterate(generations, splits, out, devices.CPU, robustness=False)
 
 
-def test_labels_alone_get_the_noise_and_the_steps_of_the_student(tmp_path):
-    """Section 3.2, "We apply RandAugment to all EfficientNet baselines"."""
-    student = dataclasses.replace(QUICK, epochs=2.0, rand_augment_operations=2, dropout=0.4)
+def test_labels_alone_get_the_students_model_and_steps_and_the_teachers_noise_on_images(tmp_path):
+    """Section 3.2, "We apply RandAugment to all EfficientNet baselines": as much as the teacher."""
+    student = dataclasses.replace(QUICK, epochs=2.0, rand_augment_operations=2,
+                                  rand_augment_magnitude=9.0, dropout=0.4, survival_prob=0.7)
     quick_loop(tmp_path, config=student)
     alone = settings_of(tmp_path / "student-1-labels-only.pt")["config"]
-    expected = dataclasses.replace(student, unlabeled_ratio=0, labeled_images=20)
+    expected = dataclasses.replace(
+        student, unlabeled_ratio=0, labeled_images=20, rand_augment_operations=1,
+        rand_augment_magnitude=QUICK.rand_augment_magnitude)
     assert alone == dataclasses.asdict(expected) | {"seed": alone["seed"]}
+
+
+def test_students_that_differ_in_their_use_of_the_pool_share_one_training_on_labels_alone(tmp_path):
+    twice = dataclasses.replace(QUICK, unlabeled_ratio=1)
+    wider = dataclasses.replace(QUICK, arch="0.35x0.5")
+    labelling = Labelling(threshold=0.0, per_class=4), Labelling(threshold=0.0, temperature=0.5)
+    splits = datasets.demo(0, labels_per_class=2, unlabeled=40, val_per_class=1, test_per_class=1)
+    rows = iterate.iterate((
+        Generation("teacher", QUICK), Generation("student 1", QUICK, labelling[0]),
+        Generation("student 2", twice, labelling[1], from_teacher=True),
+        Generation("student 3", wider, labelling[1]),
+    ), splits, tmp_path, devices.CPU, robustness=False)["generations"]
+    alone = {path.stem for path in tmp_path.glob("*labels-only.pt")}
+    assert alone == {"student-1-labels-only", "student-3-labels-only"}
+    assert {"student 1, labels only", "student 3, labels only"} < set(steps_of(tmp_path))
+    for row, name in zip(rows[1:], (1, 1, 3), strict=True):
+        network = Checkpoint.load(tmp_path / f"student-{name}-labels-only.pt").network()
+        assert row["labels_only_test_top1"] == train.accuracy(
+            network, splits.test, 32, devices.CPU)
 
 
 def steps_of(folder):
