@@ -1,0 +1,175 @@
+"""The runs of studies.py: what each is, its training and its test, and the order of many.
+
+A run is a chain of generations on a pool. Its last generation is trained here, from the checkpoint
+of the run that lacks it: so runs that begin alike share what they begin with.
+"""
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Container, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import iterate
+import pseudo_label
+import train
+from iterate import Generation
+from model import Checkpoint, scaling
+from results.check_labels import read
+from support import devices, files, images, outline, sources
+from support.label_store import PseudoLabels
+
+
+@dataclass(frozen=True)
+class Run:
+    """A chain of generations, the teacher first, and the pool of its students"""
+
+    generations: tuple[Generation, ...]
+    pool: str = "all"  # or a share such as "1/8", or "in-domain", "out-of-domain"
+
+    @property
+    def before(self) -> "Run | None":
+        """The run of all generations but the last; None for a teacher."""
+        if len(self.generations) == 1:
+            return None
+        return Run(self.generations[:-1], "all" if len(self.generations) == 2 else self.pool)
+
+    @property
+    def key(self) -> str:
+        """All that decides its result, in 16 letters."""
+        chain = [asdict(replace(one, name="")) for one in self.generations]
+        return files.digest(json.dumps([chain, self.pool], sort_keys=True))[:16]
+
+    def checkpoint(self, seed: int, folder: Path) -> Path:
+        return folder / f"{seed}-{self.key}.pt"
+
+    def costs(self, sizes: tuple[int, int, int]) -> float:
+        """Of all its trainings, in proportion. sizes: Splits.sizes."""
+        stages = outline.stages(self.generations, sizes, False, iterate.train_phases, scaling)
+        return sum(stage.images * stage.cost for stage in stages)
+
+
+@cache
+def read_splits(data: str, size: int, pool: str = "all") -> images.Splits:
+    """The images at so many pixels, with one of the pools: a share of its images, drawn at random,
+    or its images of the classes, or as many of other classes.
+    """
+    if pool == "all":
+        folders = {name: f"{data}/{name}" for name in ("labeled", "val", "test")}
+        return sources.read_folders(sources.Source(unlabeled=f"{data}/pool", **folders), size)
+    splits = read_splits(data, size)
+    truth = {row["file"]: row["class"] for row in read(Path(data, "pool-truth.csv"))}
+    own = np.array([bool(truth[Path(file).name]) for file in splits.unlabeled.files])
+    rows = np.random.default_rng(0).permutation(len(own))
+    if "/" in pool:
+        rows = rows[: len(rows) // int(pool.split("/")[1])]
+    else:
+        rows = rows[own[rows] == (pool == "in-domain")][: own.sum()]
+    return replace(splits, unlabeled=splits.unlabeled.subset(torch.tensor(np.sort(rows))))
+
+
+def measure(run: Run, seed: int, data: str, folder: Path, robust: bool) -> dict:
+    """Train a run's last generation and test it: accuracies in percent, losses, minutes.
+
+    robust: also by the quick suite, with the figures that are better where they are lower negated.
+    """
+    begun, number = time.monotonic(), len(run.generations) - 1
+    generation = run.generations[-1]
+    generation = replace(generation, config=replace(generation.config, seed=seed)).seeded(number)
+    splits = read_splits(data, generation.config.image_size, run.pool)
+    out, pseudo, start = run.checkpoint(seed, folder), None, None
+    if run.before:
+        teacher = run.before.checkpoint(seed, folder)
+        start = teacher if generation.from_teacher else None
+        pseudo = pseudo_label.label(
+            Checkpoint.load(teacher), splits.unlabeled, out.with_suffix(""), generation.labelling,
+            seed=generation.config.seed, machine=devices.CPU, progress=None)
+
+    def learn(config: train.TrainConfig, name: str, labels: PseudoLabels | None,
+              start: Path | None) -> Path:
+        place = out.with_stem(f"{out.stem}-pretrained") if "pretrained" in name else out
+        return train.train(config, splits.labeled, splits.validation, labels, out=place,
+                           start=start, machine=devices.CPU, name=name)
+
+    checkpoint = iterate.train_phases(generation, learn, pseudo, start)
+    row = iterate.test(generation, checkpoint, pseudo, None, splits.test, devices.CPU, robust)
+    lines = map(json.loads, out.with_suffix(".jsonl").read_text().splitlines())
+    losses = [line for line in lines if "loss_unlabeled" in line]
+    found = {name: row[name] for name in ("val_top1", "test_top1", "pseudo_label_top1")}
+    for name in "loss_labeled", "loss_unlabeled":  # over the last tenth of the training
+        last = [line[name] for line in losses[-max(1, len(losses) // 10):]]
+        found[name] = float(np.mean(last)) if last else None
+    if losses:
+        found["loss_gap"] = found["loss_labeled"] - found["loss_unlabeled"]
+    if suite := row["robustness"]:
+        found |= {"corruptions": -suite["unnormalized_mce"], "flips": -suite["unnormalized_mfr"],
+                  "fgsm": suite["fgsm_top1"]["4"]}
+    return found | {"minutes": (time.monotonic() - begun) / 60}
+
+
+def processor() -> str:
+    """The kind of this machine's: other kinds round otherwise, and give other figures."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    about = dict(re.findall(r"^(.*?)\s*: (.*)$", text, re.M))
+    return ", ".join(f"{name} {about[name]}" for name in ("model name", "cpu family", "model")
+                     if name in about)
+
+
+def missing(wanted: Iterable[Run], seed: int, known: Mapping, folder: Path) -> dict[tuple, Run]:
+    """By seed and key the runs that are not `known`, and those before them that left no checkpoint
+    here.
+    """
+    found: dict[tuple, Run] = {}
+
+    def add(run: Run) -> None:
+        found[seed, run.key] = run
+        if run.before and not run.before.checkpoint(seed, folder).exists():
+            add(run.before)
+
+    for run in wanted:
+        if run.key not in known:
+            add(run)
+    return found
+
+
+def _alone(output: Path) -> None:
+    """Let this process compute with one thread, and write to a file what it says."""
+    torch.set_num_threads(1)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
+def measure_all(waiting: dict[tuple, Run], processes: int, data: str, folder: Path,
+                robust: Container[str]) -> Iterator[tuple[int, Run, dict]]:
+    """Measure runs, each after the one before it: seed, run and result of each as it is done.
+
+    waiting: by seed and key; robust: the keys of those that the quick suite measures.
+    """
+    os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}  # read by the new processes
+    with ProcessPoolExecutor(processes, get_context("spawn"), _alone,
+                             (folder / "output.txt",)) as pool:
+        waiting, running = dict(waiting), {}
+        while waiting or running:
+            busy = {*waiting, *((seed, run.key) for seed, run in running.values())}
+            ready = [(seed, run) for (seed, _), run in waiting.items()
+                     if not run.before or (seed, run.before.key) not in busy]
+            for seed, run in ready[: processes - len(running)]:
+                del waiting[seed, run.key]
+                job = pool.submit(measure, run, seed, data, folder, run.key in robust)
+                running[job] = seed, run
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                seed, run = running.pop(job)
+                yield seed, run, job.result()

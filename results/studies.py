@@ -1,0 +1,229 @@
+"""Each table and finding of the paper, measured in small (sections 2 to 4.3).
+
+    python results/studies.py --data DIR                                all of it, five seeds
+    python results/studies.py --data DIR --only finding-3 --seeds 0     one study, one seed
+
+A study is a claim of the paper, some runs, and the one contrast that decides about it; all three
+stood here before the first run. A run is a chain of generations, as in iterate.py, on one of the
+pools; runs of one seed share their teachers and start from the same weights, and only they are
+compared. studies.json holds what was measured: the same command goes on from there, and
+results/verdicts.py makes studies.md and studies.png of it alone.
+
+DIR holds labeled, val and test with a folder for each class, pool, and pool-truth.csv, which says
+what the pool's images show: that makes pools of one origin, and is never trained on.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import train
+from iterate import Generation
+from pseudo_label import Labelling
+from results import verdicts
+from results.measure import Run, measure_all, missing, processor, read_splits
+from results.verdicts import Contrast, Study
+from support import InputError, cli, files, images, plans
+
+# ---- The studies ----
+
+SMALLER, ARCH, LARGER = "0.25x0.5", "0.35x0.5", "0.5x0.5"
+BASE = replace(train.recipe(ARCH), **plans.TINY | {"arch": ARCH, "image_size": 32})
+
+
+def teacher(arch: str = ARCH) -> Generation:
+    return Generation("teacher", replace(BASE, arch=arch))
+
+
+def student(arch: str = ARCH, labels: dict | None = None, joint: bool = True,
+            from_teacher: bool = False, **changes) -> Generation:
+    """The plan's student but for some fields of its labelling, itself, and its training."""
+    labelling = Labelling(**plans.TINY_LABELS | (labels or {}))
+    return Generation("student", replace(BASE, arch=arch, **changes), labelling,
+                      joint=joint, from_teacher=from_teacher)
+
+
+def chain(*students: Generation, by: str = ARCH, pool: str = "all") -> Run:
+    """Students, one after the other, of a teacher of architecture `by`."""
+    return Run((teacher(by), *students), pool)
+
+
+NOISY, SUPERVISED = chain(student()), Run((teacher(),))
+NO_AUG = {"augment_unlabeled": False}
+NO_NOISE = NO_AUG | {"model_noise_unlabeled": False}
+EVENLY, AS_IT_IS = {"balance": True}, {"balance": False}
+SIZES = SMALLER, ARCH, LARGER, "0.75x0.5"
+LONG = BASE.epochs * 3
+
+
+def table_6(pool: str) -> dict[str, Run]:
+    """The rows of the paper's table, all with batches of equally many of both kinds of images."""
+    return {
+        "supervised": SUPERVISED,
+        "Noisy Student": chain(student(unlabeled_ratio=1), pool=pool),
+        "student w/o Aug": chain(student(unlabeled_ratio=1, **NO_AUG), pool=pool),
+        "student w/o Aug, SD, Dropout": chain(student(unlabeled_ratio=1, **NO_NOISE), pool=pool),
+        "teacher w. Aug, SD, Dropout": chain(
+            student(unlabeled_ratio=1, labels={"noised_teacher": True}), pool=pool),
+    }
+
+
+FROM_TEACHER = {
+    "from scratch, short": chain(student(epochs=BASE.epochs / 4)),
+    "from the teacher, short": chain(student(from_teacher=True, epochs=BASE.epochs / 4)),
+    "from scratch": NOISY,
+    "from the teacher": chain(student(from_teacher=True)),
+}
+THREE = chain(student(), student(), student(unlabeled_ratio=2 * BASE.unlabeled_ratio))
+ITERATIONS = {"iteration 1": NOISY, "iteration 2": chain(student(), student()),
+              "iteration 3, twice the ratio": THREE,
+              "iteration 1, three times the steps": chain(student(epochs=LONG))}
+
+STUDIES = {
+    "table-6": Study(
+        "without noise on its unlabelled images the student is worse", "4.1, table 6, 130M",
+        Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6("all")),
+    "table-6-small": Study(
+        "so it is with a small pool", "4.1, table 6, 1.3M",
+        Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6("1/8")),
+    "table-6-teacher": Study(
+        "a noised teacher's labels are worse", "4.1, table 6, 130M",
+        Contrast("Noisy Student", "teacher w. Aug, SD, Dropout"), table_6("all")),
+    "losses": Study(
+        "without that noise the training loss falls more on labelled images than on the others",
+        "4.1", Contrast("Noisy Student", "student w/o Aug, SD, Dropout", figure="loss_gap"),
+        table_6("all")),
+    "table-7": Study(
+        "each iteration improves on the one before", "4.2, table 7",
+        Contrast("iteration 3, twice the ratio", "iteration 1"), ITERATIONS),
+    "table-7-longer": Study(
+        "and not only as it trains longer", "4.2, table 7",
+        Contrast("iteration 3, twice the ratio", "iteration 1, three times the steps"), ITERATIONS),
+    "figure-2": Study(
+        "with equal teacher and student it helps networks of all sizes", "3.2, figure 2",
+        Contrast(tuple(f"{arch}, student" for arch in SIZES),
+               tuple(f"{arch}, supervised" for arch in SIZES)),
+        {f"{arch}, {name}": run for arch in SIZES for name, run in (
+            ("supervised", Run((teacher(arch),))), ("student", chain(student(arch), by=arch)))}),
+    "finding-1": Study(
+        "a larger, better teacher makes a better student", "4.3, finding 1",
+        Contrast(f"teacher {LARGER}", f"teacher {SMALLER}"),
+        {f"teacher {arch}": chain(student(), by=arch) for arch in (SMALLER, ARCH, LARGER)}),
+    "finding-2": Study(
+        "much unlabelled data is needed", "4.3, finding 2", Contrast("all of the pool", "1/16"),
+        {share: chain(student(), pool=share) for share in ("1/16", "1/8", "1/4", "1/2")}
+        | {"all of the pool": NOISY}),
+    "finding-3": Study(
+        "soft labels are better than hard ones on images of other classes", "4.3, finding 3",
+        Contrast("soft, out of domain", "hard, out of domain"),
+        {f"{kind}, {pool.replace('-', ' ')}": chain(student(labels={"kind": kind}), pool=pool)
+         for pool in ("in-domain", "out-of-domain") for kind in ("soft", "hard")}),
+    "finding-4": Study(
+        "a larger student learns more from the same teacher", "4.3, finding 4",
+        Contrast(f"student {LARGER}", f"student {ARCH}"),
+        {f"student {arch}": chain(student(arch)) for arch in (ARCH, LARGER)}),
+    "finding-5": Study(
+        "balancing the classes helps small models", "4.3, finding 5",
+        Contrast(f"{SMALLER}, balanced", f"{SMALLER}, as it is"),
+        {f"{arch}, {name}": chain(student(arch, labels), by=arch) for arch in (SMALLER, LARGER)
+         for name, labels in (("balanced", EVENLY), ("as it is", AS_IT_IS))}),
+    "finding-6": Study(
+        "joint training is better than pretraining on the pool and fine-tuning on the labels",
+        "4.3, finding 6", Contrast("joint", "pretrained, fine-tuned"),
+        {"joint": NOISY, "pretrained, fine-tuned": chain(student(joint=False))}),
+    "finding-7": Study(
+        "many unlabelled images for each labelled one are better", "4.3, finding 7",
+        Contrast("ratio 7", "ratio 1"),
+        {f"ratio {ratio}": chain(student(unlabeled_ratio=ratio)) for ratio in (1, 3, 7, 14)}),
+    "finding-8": Study(
+        "training from scratch is sometimes better than from the teacher's weights",
+        "4.3, finding 8", Contrast("from scratch", "from the teacher"), FROM_TEACHER),
+    "finding-8-short": Study(
+        "and from the teacher's weights many epochs are needed, too", "4.3, finding 8",
+        Contrast("from the teacher", "from the teacher, short"), FROM_TEACHER),
+    **{f"robustness-{short}": Study(
+        f"students are more robust: {words}", where,
+        Contrast("student", "supervised", figure=figure),
+        {"supervised": SUPERVISED, "student": NOISY}) for short, words, where, figure in (
+            ("c", "corruptions (error, in percent, with its sign)", "3.3, table 4", "corruptions"),
+            ("p", "perturbations (flips, in percent, with their sign)", "3.3, table 5", "flips"),
+            ("fgsm", "FGSM at epsilon 4", "3.4, figure 4", "fgsm"))},
+    "threshold": Study(
+        "images of low confidence, often out of domain, do harm", "2, 3.1",
+        Contrast("threshold 0.3", "threshold 0"),
+        {f"threshold {value:g}": chain(student(labels={"threshold": value}))
+         for value in (0.0, 0.3, 0.6, 0.9)}),
+    "temperature": Study(
+        "soft labels as they are do (here: as well as the plan's sharpened ones)", "3.1",
+        Contrast("temperature 1", f"temperature {plans.TINY_LABELS['temperature']}", null=True),
+        {f"temperature {value:g}": chain(student(labels={"temperature": value}))
+         for value in (1.0, plans.TINY_LABELS["temperature"])}),
+}
+# What the quick suite measures, too.
+ROBUST = {run.key for name, study in STUDIES.items() if name.startswith("robustness")
+          for run in study.runs.values()}
+
+
+# ---- The command ----
+
+HERE = Path(__file__).resolve().parent
+ABOUT = """..."""
+BAR = "{desc}: {percentage:.0f}% |{bar:30}| {elapsed}, {remaining} left"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Measure what is missing in studies.json, and make the page"""
+
+    data: cli.Folder  # labeled, val, test, pool, and pool-truth.csv
+    only: list[str] | None = None  # names of studies (default: all)
+    seeds: list[cli.Whole] | None = None  # default: 0 1 2 3 4
+    runs: cli.Folder = "runs/studies"  # checkpoints and labels, which later runs build on
+    results: cli.File = HERE / "studies.json"  # what was measured; the page lies beside it
+
+
+def main(flags: Flags) -> None:
+    folder, file, names = Path(flags.runs), Path(flags.results), flags.only or [*STUDIES]
+    if unknown := [name for name in names if name not in STUDIES]:
+        raise InputError(f"--only {unknown[0]}: choose from {', '.join(STUDIES)}")
+    splits, here = read_splits(flags.data, BASE.image_size), processor()
+    contents = images.digests(splits)
+    known = json.loads(file.read_text()) if file.exists() else {"images": contents, "seeds": {}}
+    if known["images"] != contents:
+        raise InputError(f"{file} was measured on other images: give another --results")
+    files.make_folder(folder)
+    wanted = {run.key: run for name in names for run in STUDIES[name].runs.values()}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True,
+                            capture_output=True).stdout.strip()
+    waiting: dict[tuple, Run] = {}
+    for seed in flags.seeds or range(5):
+        fresh = {"processor": here, "torch": torch.__version__, "commit": commit, "runs": {}}
+        found = known["seeds"].setdefault(str(seed), fresh)
+        if wanted.keys() - found["runs"].keys() and found["processor"] != here:
+            print(f"seed {seed} was measured on {found['processor']}: all of it begins anew")
+            found = known["seeds"][str(seed)] = fresh
+        waiting |= missing(wanted.values(), seed, found["runs"], folder)
+    whole = {place: run.costs(splits.sizes) for place, run in waiting.items()}
+    costs = {(seed, key): whole[seed, key] - (run.before.costs(splits.sizes) if run.before else 0)
+             for (seed, key), run in waiting.items()}
+    bar = tqdm(total=sum(costs.values()), desc=f"{len(costs)} trainings", bar_format=BAR)
+    try:
+        for seed, run, row in measure_all(waiting, 2, flags.data, folder, ROBUST):
+            known["seeds"][str(seed)]["runs"][run.key] = row
+            files.write_json(file, known)
+            bar.update(costs[seed, run.key])
+    finally:
+        bar.close()
+        if file.exists():
+            file.with_suffix(".md").write_text(verdicts.page(STUDIES, known, ABOUT))
+            verdicts.draw(STUDIES, known, file.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,167 @@
+"""What studies.json says: the page studies.md, with a verdict on each claim, and studies.png.
+
+A contrast is decided by its differences within the seeds: their mean, and the interval that holds
+the true mean with 95 % (Student's t).
+
+    reproduced      the interval lies on the paper's side of zero; for two things that the paper
+                    finds equally good, within BOUND points of it
+    contradicted    it lies on the other side, or outside of these bounds
+    not decided     anything else
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from results.measure import Run
+from results.summarize import spread, table
+
+BOUND = 2.0  # points that make no difference
+# The 97.5 % quantile of Student's t for 1 to 9 degrees of freedom.
+QUANTILES = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262
+FIGURES = {"test_top1": "test top-1", "loss_gap": "loss on labelled minus unlabelled images",
+           "corruptions": "minus corruption error", "flips": "minus flip rate",
+           "fgsm": "top-1 under FGSM"}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What has the higher figure if the paper is right: a run, or the mean of several"""
+
+    higher: str | tuple[str, ...]
+    lower: str | tuple[str, ...]
+    figure: str = "test_top1"  # a key of FIGURES
+    null: bool = False  # the paper finds both equally good
+
+    def __str__(self) -> str:
+        names = (one if isinstance(one, str) else f"mean of {', '.join(one)}"
+                 for one in (self.higher, self.lower))
+        return " minus ".join(f"({name})" for name in names)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A claim of the paper, where it is made, and what would show it"""
+
+    claim: str
+    section: str
+    contrast: Contrast
+    runs: Mapping[str, Run]
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean, and how far the 95 % interval reaches to either side: infinitely for one value."""
+    count = len(differences)
+    if count < 2:
+        return statistics.mean(differences), math.inf
+    error = statistics.stdev(differences) / math.sqrt(count)
+    return statistics.mean(differences), QUANTILES[count - 2] * error
+
+
+def verdict(differences: Sequence[float], null: bool = False) -> str:
+    """In a word, by the interval."""
+    mean, half = interval(differences)
+    low, high = mean - half, mean + half
+    inside, outside = (low > 0, high < 0) if not null else (
+        -BOUND <= low and high <= BOUND, low > BOUND or high < -BOUND)
+    if inside or outside:
+        return "reproduced" if inside else "contradicted"
+    return f"not decided by {len(differences)} seed{'s' * (len(differences) > 1)}"
+
+
+def rows_of(study: Study, known: Mapping) -> dict[str, dict[str, dict]]:
+    """For each of a study's runs what was measured of it, by seed."""
+    return {name: {seed: found["runs"][run.key] for seed, found in known["seeds"].items()
+                   if run.key in found["runs"]} for name, run in study.runs.items()}
+
+
+def differences(contrast: Contrast, rows: Mapping[str, Mapping[str, dict]]) -> dict[str, float]:
+    """By seed, of the seeds that have all of the contrast's runs."""
+    higher, lower = ((one,) if isinstance(one, str) else one
+                     for one in (contrast.higher, contrast.lower))
+    seeds = [seed for seed in rows[higher[0]]
+             if all(seed in rows[name] for name in (*higher, *lower))]
+
+    def mean(names: Sequence[str], seed: str) -> float:
+        return statistics.mean(rows[name][seed][contrast.figure] for name in names)
+
+    return {seed: mean(higher, seed) - mean(lower, seed) for seed in seeds}
+
+
+def in_words(found: Sequence[float]) -> str:
+    """The mean difference with its interval."""
+    mean, half = interval(found)
+    return f"{mean:+.2f}" + (f" [{mean - half:+.2f}, {mean + half:+.2f}]" if len(found) > 1 else "")
+
+
+def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) -> str:
+    """A study's part of the page: the claim, the contrast, and a table of its runs."""
+    seeds = sorted({seed for values in rows.values() for seed in values}, key=int)
+    columns = {"pseudo-label top-1": "pseudo_label_top1", "loss, labelled": "loss_labeled",
+               "loss, unlabelled": "loss_unlabeled"}
+    if study.contrast.figure not in ("test_top1", "loss_gap"):
+        columns = {FIGURES[study.contrast.figure]: study.contrast.figure}
+    lines = []
+    for run, values in rows.items():
+        tops = [values[seed]["test_top1"] for seed in seeds if seed in values]
+        by_seed = [f"{values[seed]['test_top1']:.1f}" if seed in values else "-" for seed in seeds]
+        lines.append([run, *by_seed, spread(tops) if tops else "-", *(
+            spread([row[key] for row in values.values()]) if values else "-"
+            for key in columns.values())])
+    each = ", ".join(f"{value:+.2f} ({seed})" for seed, value in found.items())
+    return "\n\n".join([
+        f"## {name}", f"The paper ({study.section}): {study.claim}.",
+        table(["run", *(f"seed {seed}" for seed in seeds), "mean +- std", *columns], lines),
+        f"{study.contrast}, {FIGURES[study.contrast.figure]}: {in_words([*found.values()])}; "
+        f"by seed {each}: **{verdict([*found.values()], study.contrast.null)}**."])
+
+
+def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
+    """studies.md, with a text about the whole; studies without a measured contrast are left out."""
+    lines, sections = [], []
+    for name, study in studies.items():
+        rows = rows_of(study, known)
+        if found := differences(study.contrast, rows):
+            words = verdict([*found.values()], study.contrast.null)
+            lines.append([study.section, study.claim, in_words([*found.values()]), words])
+            sections.append(section(name, study, rows, found))
+    minutes = sum(row["minutes"] for one in known["seeds"].values() for row in one["runs"].values())
+    measured = [[seed, str(len(one["runs"])), one["processor"], one["torch"], one["commit"]]
+             for seed, one in sorted(known["seeds"].items(), key=lambda item: int(item[0]))]
+    chance = len(lines) * 0.025
+    return "\n\n".join([
+        "# The paper's tables and findings, measured in small", about,
+        f"In all {minutes / 60:.1f} hours of one core.",
+        table(["seed", "runs", "processor", "torch", "commit"], measured),
+        "The difference has the paper's sign: above zero the claim holds here. In brackets the "
+        "interval that holds its true mean with 95 %.",
+        table(["paper", "claim", "here", "verdict"], lines),
+        f"If nothing had any effect, chance alone would be expected to call {chance:.1f} of these "
+        f"{len(lines)} claims reproduced and as many contradicted.",
+        "![Each study's runs](studies.png)", *sections]) + "\n"
+
+
+def draw(studies: Mapping[str, Study], known: Mapping, file: Path) -> None:
+    """A panel for each study: the figure of each run by seed, and their mean."""
+    shown = {name: rows for name, study in studies.items()
+             if differences(study.contrast, rows := rows_of(study, known))}
+    high = -(-len(shown) // 3)
+    figure = Figure(figsize=(15, 2.3 * high), layout="constrained")
+    panels = figure.subplots(high, 3, squeeze=False).flatten()
+    for panel in panels[len(shown):]:
+        panel.set_axis_off()
+    for panel, (name, rows) in zip(panels, shown.items(), strict=False):
+        key = studies[name].contrast.figure
+        for place, values in enumerate(reversed(rows.values())):
+            found = [row[key] for row in values.values() if row.get(key) is not None]
+            panel.plot(found, [place] * len(found), "o", color="C0", alpha=0.4)
+            if found:
+                panel.plot(statistics.mean(found), place, "|", color="C3", markersize=16)
+        panel.set_yticks(range(len(rows)), [*reversed(rows)], fontsize=8)
+        panel.set_title(f"{name}: {FIGURES[key]}", fontsize=9)
+        panel.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=70)

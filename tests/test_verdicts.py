@@ -1,0 +1,112 @@
+"""The page that results/verdicts.py makes of measured studies, against closed forms."""
+
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from results import verdicts
+from results.verdicts import Contrast
+
+
+@pytest.mark.parametrize("freedom", range(1, 10))
+def test_the_quantiles_are_student_s(freedom):
+    """The density, integrated from 0 to the quantile, is 0.475."""
+    t = np.linspace(0, verdicts.QUANTILES[freedom - 1], 200_001)
+    factor = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
+    density = factor * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
+    assert np.trapezoid(density, t) == pytest.approx(0.475, abs=2e-5)
+
+
+def test_the_interval_of_five_seeds_is_that_of_the_textbook():
+    mean, half = verdicts.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3 and half == pytest.approx(2.776 * math.sqrt(2.5 / 5))
+
+
+def test_two_seeds_have_the_interval_of_a_cauchy_distribution():
+    mean, half = verdicts.interval([0.0, 2.0])  # standard error 1
+    assert mean == 1 and half == pytest.approx(math.tan(0.475 * math.pi), abs=1e-3)
+
+
+@pytest.mark.parametrize(("differences", "null", "expected"), [
+    ([1.0, 2.0, 3.0, 4.0, 5.0], False, "reproduced"),
+    ([-1.0, -2.0, -3.0, -4.0, -5.0], False, "contradicted"),
+    ([-1.0, 2.0, 3.0], False, "not decided by 3 seeds"),
+    ([3.0], False, "not decided by 1 seed"),
+    ([0.1, 0.2, -0.1, 0.0, 0.1], True, "reproduced"),
+    ([1.6, 1.7, 1.8, 1.6, 1.7], True, "reproduced"),
+    ([2.6, 2.7, 2.8, 2.6, 2.7], True, "contradicted"),
+    ([-2.6, -2.7, -2.8, -2.6, -2.7], True, "contradicted"),
+    ([1.0, 3.0, 2.0], True, "not decided by 3 seeds"),
+    ([-4.0, 4.0, 0.0], True, "not decided by 3 seeds"),
+])
+def test_a_verdict_needs_the_whole_interval(differences, null, expected):
+    assert verdicts.verdict(differences, null) == expected
+
+
+def run(key):
+    return SimpleNamespace(key=key)
+
+
+STUDIES = {
+    "gain": SimpleNamespace(
+        claim="a student beats its teacher", section="3.2", contrast=Contrast("student", "teacher"),
+        runs={"teacher": run("t"), "student": run("s")}),
+    "mean": SimpleNamespace(
+        claim="so do two", section="3.2", contrast=Contrast(("student", "other"), ("teacher",)),
+        runs={"teacher": run("t"), "student": run("s"), "other": run("o")}),
+    "robust": SimpleNamespace(
+        claim="it is more robust", section="3.3",
+        contrast=Contrast("student", "teacher", figure="corruptions"),
+        runs={"teacher": run("t"), "student": run("s")}),
+    "unmeasured": SimpleNamespace(
+        claim="nothing yet", section="4", contrast=Contrast("new", "teacher"),
+        runs={"teacher": run("t"), "new": run("n")}),
+}
+
+
+@pytest.fixture
+def known():
+    """Three seeds, the last without the run "o"."""
+    seeds = {}
+    for seed, (teacher, student, other) in enumerate(((50, 54, 52), (51, 56, 53), (52, 58, None))):
+        rows = {key: {"test_top1": float(top1), "corruptions": -90.0 + top1, "minutes": 30.0,
+                      "pseudo_label_top1": None, "loss_labeled": 1.0, "loss_unlabeled": 2.0}
+                for key, top1 in (("t", teacher), ("s", student), ("o", other)) if top1}
+        seeds[str(seed)] = {"processor": "some", "torch": "2", "commit": "abc", "runs": rows}
+    return {"seeds": seeds}
+
+
+def test_the_contrast_is_paired_within_the_seeds(known):
+    found = {name: verdicts.differences(study.contrast, verdicts.rows_of(study, known))
+             for name, study in STUDIES.items()}
+    assert found == {"gain": {"0": 4, "1": 5, "2": 6}, "mean": {"0": 3, "1": 3.5},
+                     "robust": {"0": 4, "1": 5, "2": 6}, "unmeasured": {}}
+
+
+def test_the_page_has_each_claim_its_figures_and_its_verdict(known):
+    page = verdicts.page(STUDIES, known, "Ten classes.")
+    half = 4.303 / math.sqrt(3)  # of 4, 5, 6: a standard deviation of 1
+    line = f"+5.00 [+{5 - half:.2f}, +{5 + half:.2f}]"
+    assert f"| 3.2 | a student beats its teacher | {line} | reproduced |" in page
+    assert "| 3.2 | so do two | +3.25 [+0.07, +6.43] | reproduced |" in page
+    assert "\n\nTen classes.\n\n" in page
+    assert "unmeasured" not in page and "nothing yet" not in page
+    assert "| student | 54.0 | 56.0 | 58.0 | 56.00 +- 2.00 |" in page
+    assert "| other | 52.0 | 53.0 | - | 52.50 +- 0.71 |" in page
+    assert "by seed +4.00 (0), +5.00 (1), +6.00 (2): **reproduced**." in page
+    assert "In all 4.0 hours of one core." in page  # eight runs of half an hour
+    assert "call 0.1 of these 3 claims reproduced" in page
+    assert "| 2 | 2 | some | 2 | abc |" in page
+
+
+def test_the_picture_has_a_panel_for_each_measured_study(known, tmp_path):
+    verdicts.draw(STUDIES, known, tmp_path / "studies.png")
+    picture = np.asarray(Image.open(tmp_path / "studies.png").convert("L"))
+    inked = (picture < 250).any(0)
+    assert inked[: len(inked) // 3].any() and inked[-len(inked) // 3:].any()
