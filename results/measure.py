@@ -83,7 +83,7 @@ def measure(run: Run, seed: int, data: str, folder: Path, robust: bool) -> dict:
     robust: also by the quick suite, with the figures that are better where they are lower negated.
     """
     begun, number = time.monotonic(), len(run.generations) - 1
-    generation = run.generations[-1]
+    machine, generation = devices.CPU.chosen(), run.generations[-1]
     generation = replace(generation, config=replace(generation.config, seed=seed)).seeded(number)
     splits = read_splits(data, generation.config.image_size, run.pool)
     out, pseudo, start = run.checkpoint(seed, folder), None, None
@@ -92,16 +92,16 @@ def measure(run: Run, seed: int, data: str, folder: Path, robust: bool) -> dict:
         start = teacher if generation.from_teacher else None
         pseudo = pseudo_label.label(
             Checkpoint.load(teacher), splits.unlabeled, out.with_suffix(""), generation.labelling,
-            seed=generation.config.seed, machine=devices.CPU, progress=None)
+            seed=generation.config.seed, machine=machine, progress=None)
 
     def learn(config: train.TrainConfig, name: str, labels: PseudoLabels | None,
               start: Path | None) -> Path:
         place = out.with_stem(f"{out.stem}-pretrained") if "pretrained" in name else out
         return train.train(config, splits.labeled, splits.validation, labels, out=place,
-                           start=start, machine=devices.CPU, name=name)
+                           start=start, machine=machine, name=name)
 
     checkpoint = iterate.train_phases(generation, learn, pseudo, start)
-    row = iterate.test(generation, checkpoint, pseudo, None, splits.test, devices.CPU, robust)
+    row = iterate.test(generation, checkpoint, pseudo, None, splits.test, machine, robust)
     lines = map(json.loads, out.with_suffix(".jsonl").read_text().splitlines())
     losses = [line for line in lines if "loss_unlabeled" in line]
     found = {name: row[name] for name in ("val_top1", "test_top1", "pseudo_label_top1")}

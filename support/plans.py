@@ -38,6 +38,12 @@ CIFAR_CPU = DEMO | {
     "arch": "0.5x0.5", "unlabeled_ratio": 1, "learning_rate": 0.02, "ema_decay": 0.99,
     "epochs": 150.0, "evaluate_epochs": 10.0,
 }
+# Ten classes of ImageNet with few labels, and a pool that mostly shows none of them.
+TINY = DEMO | {
+    "arch": "0.5x0.5", "image_size": 64, "batch_size": 32, "unlabeled_ratio": 3,
+    "learning_rate": 0.04, "ema_decay": 0.99, "epochs": 250.0, "evaluate_epochs": 25.0,
+}
+TINY_LABELS = {"temperature": 0.5, "threshold": 0.8}
 # Photographs: the crops are ImageNet's at any size, and labels are seen so often that the pool, not
 # the labels alone, decides the last points (results/photographs.md).
 # authors: no RandAugment for B0 and B1 on ImageNet; here: some, as own sets have fewer labels.
@@ -77,6 +83,8 @@ GENERATIONS = {
         ("student 1", CIFAR_CPU, SHARP),
         ("student 2", CIFAR_CPU, SHARP),
     ),
+    "tiny-imagenet": (("teacher", TINY, {}), ("student 1", TINY, TINY_LABELS),
+                      ("student 2", TINY, TINY_LABELS)),
     "cifar10": (("teacher", CIFAR, {}), ("student 1", CIFAR, {}), ("student 2", CIFAR, {})),
     "own": (("teacher", OWN, {}), ("student 1", OWN, {}), ("student 2", OWN, {})),
     "finetune": (("teacher", FINETUNE, {}), ("student 1", FINETUNE, {}),

@@ -1,0 +1,284 @@
+"""The studies of results/studies.py, and how results/measure.py measures their runs."""
+
+import csv
+import dataclasses
+import json
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, write_images
+
+import iterate
+from iterate import Generation
+from model import Checkpoint
+from pseudo_label import Labelling
+from support import InputError, datasets, images
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from results import measure, studies, verdicts
+from results.measure import Run
+from results.studies import NOISY, STUDIES, SUPERVISED
+
+CONFIG = dataclasses.replace(TINY, epochs=1.0)
+TEACHER = Generation("teacher", CONFIG)
+STUDENT = Generation("student", CONFIG, Labelling(threshold=0.0, per_class=4))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folders of drawn images; a third of the pool shows none of the classes."""
+    folder = tmp_path_factory.mktemp("data")
+    splits = datasets.demo(0, labels_per_class=2, unlabeled=48, val_per_class=1, test_per_class=1)
+    for name, part in (("labeled", splits.labeled), ("val", splits.validation),
+                       ("test", splits.test)):
+        write_images(part, folder / name)
+    write_images(dataclasses.replace(splits.unlabeled, labels=torch.zeros(48)), folder)
+    (folder / "0").rename(folder / "pool")
+    with open(folder / "pool-truth.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("file", "class"), *(
+            (f"{number}.png", "" if number % 3 == 0 else "cat") for number in range(48))])
+    return str(folder)
+
+
+# ---- The studies ----
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_a_contrast_is_between_runs_of_its_study(study):
+    for names in (study.contrast.higher, study.contrast.lower):
+        for name in (names,) if isinstance(names, str) else names:
+            assert name in study.runs
+    assert study.contrast.figure in verdicts.FIGURES
+    keys = [run.key for run in study.runs.values()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_findings_1_to_8_and_the_tables_each_have_a_study():
+    findings = {f"finding-{number}" for number in range(1, 9)}
+    assert findings | {"table-6", "table-7", "figure-2"} < STUDIES.keys()
+
+
+def test_robustness_is_measured_for_what_its_studies_compare():
+    assert {NOISY.key, SUPERVISED.key} == studies.ROBUST
+
+
+def test_runs_share_their_teachers_whatever_they_are_called():
+    assert NOISY.before.key == SUPERVISED.key and SUPERVISED.before is None
+    renamed = Run((dataclasses.replace(TEACHER, name="first"),))
+    assert renamed.key == Run((TEACHER,)).key
+
+
+@pytest.mark.parametrize("other", [
+    Run((TEACHER, STUDENT), "1/8"),
+    Run((TEACHER, dataclasses.replace(STUDENT, joint=False))),
+    Run((TEACHER, dataclasses.replace(STUDENT, labelling=Labelling()))),
+    Run((dataclasses.replace(TEACHER, config=TINY), STUDENT)),
+])
+def test_a_key_changes_with_all_that_decides_the_result(other):
+    assert other.key != Run((TEACHER, STUDENT)).key
+
+
+def test_a_teacher_does_not_depend_on_the_pool_but_later_teachers_do():
+    assert Run((TEACHER, STUDENT), "1/8").before.pool == "all"
+    assert Run((TEACHER, STUDENT, STUDENT), "1/8").before.pool == "1/8"
+
+
+# ---- The images ----
+
+
+def test_pools_are_shares_of_the_whole_or_of_one_origin(data):
+    whole = measure.read_splits(data, 32).unlabeled
+    names = {Path(file).name for file in whole.files}
+    assert len(names) == len(whole) == 48
+
+    def numbers(pool):
+        return {int(Path(file).stem) for file in
+                measure.read_splits(data, 32, pool).unlabeled.files}
+
+    small, large = numbers("1/8"), numbers("1/2")
+    assert len(small) == 6 and len(large) == 24 and small < large
+    assert numbers("in-domain") == {number for number in range(48) if number % 3}
+    assert numbers("out-of-domain") == set(range(0, 48, 3))
+
+
+# ---- Measuring ----
+
+
+def test_a_run_trains_its_last_generation_after_the_others(data, tmp_path):
+    teacher, student = Run((TEACHER,)), Run((TEACHER, STUDENT))
+    rows = [measure.measure(run, 3, data, tmp_path, False) for run in (teacher, student)]
+    assert {path.name for path in tmp_path.glob("*.pt")} == {
+        f"3-{teacher.key}.pt", f"3-{student.key}.pt"}
+    labels = json.loads((tmp_path / f"3-{student.key}" / "labels.json").read_text())
+    assert labels["counts"]["pool"] == 48
+    found = Checkpoint.load(tmp_path / f"3-{student.key}.pt")
+    network, test = found.network(), measure.read_splits(data, 32).test
+    assert rows[1]["test_top1"] == iterate.train.accuracy(network, test, 32, iterate.devices.CPU)
+    assert rows[0]["loss_unlabeled"] is None and "corruptions" not in rows[0]
+    lines = [json.loads(line) for line in (tmp_path / f"3-{student.key}.jsonl").open()]
+    last = [line for line in lines if "loss_unlabeled" in line][-1]
+    assert rows[1]["loss_unlabeled"] == last["loss_unlabeled"]
+    assert rows[1]["loss_gap"] == rows[1]["loss_labeled"] - rows[1]["loss_unlabeled"]
+
+
+def test_a_run_gives_the_figures_of_the_loop(data, tmp_path):
+    """iterate.iterate, with the same seeds, on the same images."""
+    generations = tuple(dataclasses.replace(one, config=dataclasses.replace(one.config, seed=3))
+                        for one in (TEACHER, STUDENT))
+    loop = iterate.iterate(generations, measure.read_splits(data, 32), tmp_path / "loop",
+                           iterate.devices.CPU, labels_only=False, robustness=False)
+    found = tmp_path / "found"
+    found.mkdir()
+    for row, run in zip(loop["generations"], (Run((TEACHER,)), Run((TEACHER, STUDENT))),
+                        strict=True):
+        measured = measure.measure(run, 3, data, found, False)
+        assert measured["test_top1"] == row["test_top1"]
+        assert measured["pseudo_label_top1"] == row["pseudo_label_top1"]
+    for name, run in (("teacher", Run((TEACHER,))), ("student", Run((TEACHER, STUDENT)))):
+        weights = [torch.load(file, weights_only=True)["model"] for file in (
+            tmp_path / "loop" / f"{name}.pt", found / f"3-{run.key}.pt")]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_student_may_be_pretrained_or_start_from_its_teacher(data, tmp_path):
+    before = Run((TEACHER,))
+    measure.measure(before, 0, data, tmp_path, False)
+    for changes, names in (({"joint": False}, {"", "-pretrained"}), ({"from_teacher": True}, {""})):
+        run = Run((TEACHER, dataclasses.replace(STUDENT, **changes)))
+        measure.measure(run, 0, data, tmp_path, False)
+        assert {path.stem for path in tmp_path.glob(f"0-{run.key}*.pt")} == {
+            f"0-{run.key}{name}" for name in names}
+        meta = json.loads(torch.load(tmp_path / f"0-{run.key}.pt", weights_only=True)["meta"])
+        assert (meta["start"] is not None) and (meta["config"]["joint"] is True)
+
+
+def test_the_quick_suite_adds_figures_that_rise_with_robustness(data, tmp_path):
+    row = measure.measure(Run((TEACHER,)), 0, data, tmp_path, True)
+    suite = json.loads((tmp_path / f"0-{Run((TEACHER,)).key}-robustness.json").read_text())
+    assert row["corruptions"] == -suite["parts"]["all"]["unnormalized_mce"]
+    assert row["flips"] == -suite["parts"]["all"]["unnormalized_mfr"]
+    assert row["fgsm"] == suite["parts"]["all"]["fgsm_top1"]["4"]
+
+
+def test_missing_runs_bring_the_teachers_whose_checkpoints_are_lost(tmp_path):
+    teacher, student = Run((TEACHER,)), Run((TEACHER, STUDENT))
+    both = {(0, teacher.key): teacher, (0, student.key): student}
+    known = {teacher.key: {}}
+    assert measure.missing([teacher, student], 0, known, tmp_path) == both
+    teacher.checkpoint(0, tmp_path).touch()
+    assert measure.missing([teacher, student], 0, known, tmp_path) == {
+        (0, student.key): student}
+    assert measure.missing([teacher, student], 1, known, tmp_path).keys() == {
+        (1, teacher.key), (1, student.key)}
+    assert not measure.missing([student], 0, {student.key: {}}, tmp_path)
+
+
+class Executor:
+    """In this process; what was submitted together is done together."""
+
+    def __init__(self, processes, *rest):
+        self.processes, self.open, self.seen = processes, [], []
+        Executor.last = self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, function, run, seed, *rest):
+        self.open.append(Future())
+        self.seen.append((seed, run.key))
+        assert len(self.open) <= self.processes
+        return self.open[-1]
+
+    def wait(self, running, return_when):
+        assert set(running) == set(self.open)
+        done = self.open.pop(0)
+        done.set_result({"done": True})
+        return type("Done", (), {"done": {done}})
+
+
+def test_two_runs_at_once_each_after_the_one_before_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "ProcessPoolExecutor", Executor)
+    monkeypatch.setattr(measure, "wait", lambda *args, **options: Executor.last.wait(
+        *args, **options))
+    monkeypatch.setattr(measure.os, "environ", {})
+    chain = [Run((TEACHER,)), Run((TEACHER, STUDENT)), Run((TEACHER, STUDENT, STUDENT))]
+    waiting = {(seed, run.key): run for seed in (0, 1) for run in reversed(chain)}
+    done = []
+    for seed, run, row in measure.measure_all(waiting, 2, "", tmp_path, ()):
+        started = Executor.last.seen
+        assert row == {"done": True} and (seed, run.key) in started
+        done.append((seed, run))
+        for later in chain[chain.index(run) + 2:]:
+            assert (seed, later.key) not in started
+    assert sorted((seed, run.key) for seed, run in done) == sorted(waiting)
+    for seed in (0, 1):
+        assert [run for one, run in done if one == seed] == chain
+
+
+# ---- The command ----
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, data):
+    """studies.main with runs that cost nothing; what was measured is in `command.seen`."""
+    def main(*only, seeds=(0,), here="some"):
+        def measure_all(waiting, processes, place, folder, robust):
+            for (seed, key), run in waiting.items():
+                run.checkpoint(seed, folder).touch()
+                main.seen.append((seed, key))
+                top1 = float(np.frombuffer(key.encode(), np.uint8).mean()) + seed
+                row = {"test_top1": top1, "minutes": 1.0, "pseudo_label_top1": None,
+                       "loss_labeled": 1.0, "loss_unlabeled": 2.0}
+                suite = dict.fromkeys(("corruptions", "flips", "fgsm"), top1)
+                yield seed, run, row | (suite if key in robust else {})
+        main.seen = []
+        monkeypatch.setattr(studies, "measure_all", measure_all)
+        monkeypatch.setattr(studies, "processor", lambda: here)
+        studies.main(studies.Flags(data, [*only], [*seeds], str(tmp_path / "runs"),
+                                   str(tmp_path / "studies.json")))
+        return json.loads((tmp_path / "studies.json").read_text())["seeds"]
+    return main
+
+
+def test_one_study_is_measured_and_continued(command, tmp_path):
+    found = command("finding-3")
+    runs = {run.key for run in STUDIES["finding-3"].runs.values()}
+    assert found["0"]["runs"].keys() == runs | {SUPERVISED.key}
+    assert len(command.seen) == 5
+    page = (tmp_path / "studies.md").read_text()
+    assert "## finding-3" in page and "## finding-1" not in page
+    assert (tmp_path / "studies.png").stat().st_size > 1000
+    command("finding-3", "finding-6", seeds=(0, 1))
+    new = {run.key for run in STUDIES["finding-6"].runs.values()}
+    assert sorted(command.seen) == sorted(
+        [*((0, key) for key in new), *((1, key) for key in new | runs | {SUPERVISED.key})])
+    command("finding-3")
+    assert not command.seen
+
+
+def test_a_seed_begins_anew_on_another_processor_unless_it_is_complete(command, capsys):
+    command("finding-3")
+    assert command("finding-3", here="other")["0"]["processor"] == "some" and not command.seen
+    found = command("finding-6", here="other")["0"]
+    assert found["processor"] == "other"
+    assert "seed 0 was measured on some: all of it begins anew" in capsys.readouterr().out
+    assert not {run.key for run in STUDIES["finding-3"].runs.values()} & found["runs"].keys()
+
+
+def test_an_unknown_study_is_refused(command):
+    with pytest.raises(InputError, match="--only finding-9: choose from table-6, "):
+        command("finding-9")
+
+
+def test_other_images_are_refused(command, tmp_path, monkeypatch):
+    command("finding-6")
+    monkeypatch.setattr(images, "digests", lambda splits: {"labeled": "other"})
+    with pytest.raises(InputError, match="was measured on other images: give another --results"):
+        command("finding-6")
