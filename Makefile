@@ -4,7 +4,7 @@ VENV ?= .venv
 NEWEST ?= .venv-newest
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test newest style clean
+.PHONY: help demo test newest studies style clean
 
 help:  ## list what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
@@ -21,6 +21,9 @@ newest:  ## run the tests, XLA's aside, with the newest torch and torchvision th
 	$(NEWEST)/bin/python -m pip install --no-cache-dir --upgrade torch torchvision -r $(NEWEST)/others.txt
 	$(NEWEST)/bin/python -c "import torch, torchvision; print(torch.__version__, torchvision.__version__)"
 	$(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+studies: $(VENV)/installed  ## measure the paper's tables and findings: make studies DATA=DIR
+	$(RUN) results/studies.py --data $(DATA)
 
 style: $(VENV)/installed-dev  ## check the style: ruff check
 	$(RUN) -m ruff check .
