@@ -209,7 +209,7 @@ def test_two_runs_at_once_each_after_the_one_before_it(monkeypatch, tmp_path):
         *args, **options))
     monkeypatch.setattr(measure.os, "environ", {})
     chain = [Run((TEACHER,)), Run((TEACHER, STUDENT)), Run((TEACHER, STUDENT, STUDENT))]
-    waiting = {(seed, run.key): run for seed in (0, 1) for run in reversed(chain)}
+    waiting = {(seed, run.key): run for seed in (0, 1, 2) for run in reversed(chain)}
     done = []
     for seed, run, row in measure.measure_all(waiting, 2, "", tmp_path, ()):
         started = Executor.last.seen
@@ -218,7 +218,7 @@ def test_two_runs_at_once_each_after_the_one_before_it(monkeypatch, tmp_path):
         for later in chain[chain.index(run) + 2:]:
             assert (seed, later.key) not in started
     assert sorted((seed, run.key) for seed, run in done) == sorted(waiting)
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         assert [run for one, run in done if one == seed] == chain
 
 
