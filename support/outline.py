@@ -11,6 +11,7 @@ from support import images, plans
 IMAGENET = 1_281_167, 1000, 300_000_000
 SIZES = {"demo": (80, 10, 6_000), "svhn": (65_937, 10, 531_131),
          "cifar10-cpu": (4_000, 10, 41_000), "cifar10": (4_000, 10, 41_000),
+         "tiny-imagenet": (200, 10, 8_000),
          "own": (1_000, 10, 10_000), "finetune": (1_000, 10, 10_000),
          "table6-1.3m": (*IMAGENET[:2], 1_300_000)}
 

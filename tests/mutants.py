@@ -69,7 +69,7 @@ TABLES = {
     ("pseudo_label.py", "published pseudo_label"): "Labelling",
     ("iterate.py", "published plans"): "Generation L2 PAPER PLANS",
     ("support/plans.py", "published plans"): (
-        "FEW_LABELS DEMO SHARP CIFAR_CPU OWN CIFAR SVHN B5 PLAIN_B5 GENERATIONS"),
+        "FEW_LABELS DEMO SHARP CIFAR_CPU TINY TINY_LABELS OWN CIFAR SVHN B5 PLAIN_B5 GENERATIONS"),
     ("support/optimization.py", "published optimization"): "RMSpropTF ModelEMA",
 }
 
@@ -556,7 +556,6 @@ PLACES = {
          '("student 1", CIFAR_CPU, {})'),
         ("the next student's labels not sharpened", '("student 2", CIFAR_CPU, SHARP)',
          '("student 2", CIFAR_CPU, {})'),
-        ("the teacher with RandAugment", 'CIFAR_CPU | {"rand_augment_operations": 0}', "CIFAR_CPU"),
     ],
     ("eval_robust.py", "eval_robust archives"): [
         ("top-k among all classes", "logits[:, classes].topk(", "logits.topk("),

@@ -202,7 +202,7 @@ def test_whatever_decides_the_report_is_a_setting_of_the_run(flags, short_demo, 
 
 
 TWO = ["--arch", "0.25x0.34", "0.25x0.34", "--no-labels-only", "--plan", "cifar10-cpu",
-       "--no-robustness"]
+       "--no-small-images", "--no-robustness"]
 
 
 @pytest.fixture(scope="module")
@@ -397,9 +397,10 @@ def folders(tmp_path):
 
 
 def own(folders, *more, labeled="labeled", test="test"):
-    return ["--plan", "cifar10-cpu", "--labeled", str(folders / labeled), "--unlabeled",
-            str(folders / "pool"), "--test", str(folders / test), "--arch", "0.25x0.34", "--epochs",
-            "2", "--batch-size", "4", "--per-class", "6", "--threshold", "0.1", "--device", "cpu",
+    return ["--plan", "cifar10-cpu", "--no-small-images",
+            "--labeled", str(folders / labeled), "--unlabeled", str(folders / "pool"),
+            "--test", str(folders / test), "--arch", "0.25x0.34", "--epochs", "2",
+            "--batch-size", "4", "--per-class", "6", "--threshold", "0.1", "--device", "cpu",
             "--workers", "0", "--no-robustness", "--allow-chance", "--out", str(folders / "out"),
             *more]
 

@@ -36,9 +36,9 @@ COMMANDS = {
     "pseudo_label": f"--teacher teacher.pt --unlabeled pool --threshold 0 {SMALL} --out out",
     "student": "--labeled labeled --arch 0.25x0.34 --image-size 32 --batch-size 4 --epochs 1 "
                f"--unlabeled pool --pseudo-label-dir labels {SMALL} --out out.pt",
-    "iterate": "--plan cifar10-cpu --labeled labeled --unlabeled pool --test test --val val "
-               "--arch 0.25x0.34 --image-size 32 --batch-size 4 --epochs 1 --threshold 0 "
-               f"--no-robustness --no-labels-only --allow-chance {SMALL} --out out",
+    "iterate": "--plan cifar10-cpu --no-small-images --labeled labeled --unlabeled pool "
+               "--test test --val val --arch 0.25x0.34 --image-size 32 --batch-size 4 --epochs 1 "
+               f"--threshold 0 --no-robustness --no-labels-only --allow-chance {SMALL} --out out",
     "demo": "--epochs 1 --unlabeled-images 60 --labels-per-class 2 --val-per-class 2 "
             f"--test-per-class 2 --threshold 0 --no-robustness --allow-chance {SMALL} "
             "--out out",
