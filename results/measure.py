@@ -59,14 +59,15 @@ class Run:
 
 
 @cache
-def read_splits(data: str, size: int, pool: str = "all") -> images.Splits:
-    """The images at so many pixels, with one of the pools: a share of its images, drawn at random,
-    or its images of the classes, or as many of other classes.
+def read_splits(data: str, labels: int, size: int, pool: str = "all") -> images.Splits:
+    """The images at `size` pixels, `labels` labelled ones of each class, and one of the pools: a
+    share of its images, drawn at random, or its images of the classes, or as many of other classes.
     """
     if pool == "all":
         folders = {name: f"{data}/{name}" for name in ("labeled", "val", "test")}
-        return sources.read_folders(sources.Source(unlabeled=f"{data}/pool", **folders), size)
-    splits = read_splits(data, size)
+        return sources.read_folders(sources.Source(
+            unlabeled=f"{data}/pool", labels_per_class=labels, **folders), size)
+    splits = read_splits(data, labels, size)
     truth = {row["file"]: row["class"] for row in read(Path(data, "pool-truth.csv"))}
     own = np.array([bool(truth[Path(file).name]) for file in splits.unlabeled.files])
     rows = np.random.default_rng(0).permutation(len(own))
@@ -77,15 +78,16 @@ def read_splits(data: str, size: int, pool: str = "all") -> images.Splits:
     return replace(splits, unlabeled=splits.unlabeled.subset(torch.tensor(np.sort(rows))))
 
 
-def measure(run: Run, seed: int, data: str, folder: Path, robust: bool) -> dict:
+def measure(run: Run, seed: int, data: str, labels: int, folder: Path, robust: bool) -> dict:
     """Train a run's last generation and test it: accuracies in percent, losses, minutes.
 
-    robust: also by the quick suite, with the figures that are better where they are lower negated.
+    data, labels: see `read_splits`.
+    robust: also by the quick suite; figures that are better where they are lower are negated.
     """
     begun, number = time.monotonic(), len(run.generations) - 1
     machine, generation = devices.CPU.chosen(), run.generations[-1]
     generation = replace(generation, config=replace(generation.config, seed=seed)).seeded(number)
-    splits = read_splits(data, generation.config.image_size, run.pool)
+    splits = read_splits(data, labels, generation.config.image_size, run.pool)
     out, pseudo, start = run.checkpoint(seed, folder), None, None
     if run.before:
         teacher = run.before.checkpoint(seed, folder)
@@ -94,10 +96,10 @@ def measure(run: Run, seed: int, data: str, folder: Path, robust: bool) -> dict:
             Checkpoint.load(teacher), splits.unlabeled, out.with_suffix(""), generation.labelling,
             seed=generation.config.seed, machine=machine, progress=None)
 
-    def learn(config: train.TrainConfig, name: str, labels: PseudoLabels | None,
+    def learn(config: train.TrainConfig, name: str, pseudo: PseudoLabels | None,
               start: Path | None) -> Path:
         place = out.with_stem(f"{out.stem}-pretrained") if "pretrained" in name else out
-        return train.train(config, splits.labeled, splits.validation, labels, out=place,
+        return train.train(config, splits.labeled, splits.validation, pseudo, out=place,
                            start=start, machine=machine, name=name)
 
     checkpoint = iterate.train_phases(generation, learn, pseudo, start)
@@ -152,7 +154,7 @@ def _alone(output: Path) -> None:
     os.dup2(file, 2)
 
 
-def measure_all(waiting: dict[tuple, Run], processes: int, data: str, folder: Path,
+def measure_all(waiting: dict[tuple, Run], processes: int, data: str, labels: int, folder: Path,
                 robust: Container[str]) -> Iterator[tuple[int, Run, dict]]:
     """Measure runs, each after the one before it: seed, run and result of each as it is done.
 
@@ -168,7 +170,7 @@ def measure_all(waiting: dict[tuple, Run], processes: int, data: str, folder: Pa
                      if not run.before or (seed, run.before.key) not in busy]
             for seed, run in ready[: processes - len(running)]:
                 del waiting[seed, run.key]
-                job = pool.submit(measure, run, seed, data, folder, run.key in robust)
+                job = pool.submit(measure, run, seed, data, labels, folder, run.key in robust)
                 running[job] = seed, run
             for job in wait(running, return_when=FIRST_COMPLETED).done:
                 seed, run = running.pop(job)

@@ -91,13 +91,13 @@ def test_a_teacher_does_not_depend_on_the_pool_but_later_teachers_do():
 
 
 def test_pools_are_shares_of_the_whole_or_of_one_origin(data):
-    whole = measure.read_splits(data, 32).unlabeled
+    whole = measure.read_splits(data, 2, 32).unlabeled
     names = {Path(file).name for file in whole.files}
     assert len(names) == len(whole) == 48
 
     def numbers(pool):
         return {int(Path(file).stem) for file in
-                measure.read_splits(data, 32, pool).unlabeled.files}
+                measure.read_splits(data, 2, 32, pool).unlabeled.files}
 
     small, large = numbers("1/8"), numbers("1/2")
     assert len(small) == 6 and len(large) == 24 and small < large
@@ -110,13 +110,13 @@ def test_pools_are_shares_of_the_whole_or_of_one_origin(data):
 
 def test_a_run_trains_its_last_generation_after_the_others(data, tmp_path):
     teacher, student = Run((TEACHER,)), Run((TEACHER, STUDENT))
-    rows = [measure.measure(run, 3, data, tmp_path, False) for run in (teacher, student)]
+    rows = [measure.measure(run, 3, data, 2, tmp_path, False) for run in (teacher, student)]
     assert {path.name for path in tmp_path.glob("*.pt")} == {
         f"3-{teacher.key}.pt", f"3-{student.key}.pt"}
     labels = json.loads((tmp_path / f"3-{student.key}" / "labels.json").read_text())
     assert labels["counts"]["pool"] == 48
     found = Checkpoint.load(tmp_path / f"3-{student.key}.pt")
-    network, test = found.network(), measure.read_splits(data, 32).test
+    network, test = found.network(), measure.read_splits(data, 2, 32).test
     assert rows[1]["test_top1"] == iterate.train.accuracy(network, test, 32, iterate.devices.CPU)
     assert rows[0]["loss_unlabeled"] is None and "corruptions" not in rows[0]
     lines = [json.loads(line) for line in (tmp_path / f"3-{student.key}.jsonl").open()]
@@ -129,13 +129,13 @@ def test_a_run_gives_the_figures_of_the_loop(data, tmp_path):
     """iterate.iterate, with the same seeds, on the same images."""
     generations = tuple(dataclasses.replace(one, config=dataclasses.replace(one.config, seed=3))
                         for one in (TEACHER, STUDENT))
-    loop = iterate.iterate(generations, measure.read_splits(data, 32), tmp_path / "loop",
+    loop = iterate.iterate(generations, measure.read_splits(data, 2, 32), tmp_path / "loop",
                            iterate.devices.CPU, labels_only=False, robustness=False)
     found = tmp_path / "found"
     found.mkdir()
     for row, run in zip(loop["generations"], (Run((TEACHER,)), Run((TEACHER, STUDENT))),
                         strict=True):
-        measured = measure.measure(run, 3, data, found, False)
+        measured = measure.measure(run, 3, data, 2, found, False)
         assert measured["test_top1"] == row["test_top1"]
         assert measured["pseudo_label_top1"] == row["pseudo_label_top1"]
     for name, run in (("teacher", Run((TEACHER,))), ("student", Run((TEACHER, STUDENT)))):
@@ -146,10 +146,10 @@ def test_a_run_gives_the_figures_of_the_loop(data, tmp_path):
 
 def test_a_student_may_be_pretrained_or_start_from_its_teacher(data, tmp_path):
     before = Run((TEACHER,))
-    measure.measure(before, 0, data, tmp_path, False)
+    measure.measure(before, 0, data, 2, tmp_path, False)
     for changes, names in (({"joint": False}, {"", "-pretrained"}), ({"from_teacher": True}, {""})):
         run = Run((TEACHER, dataclasses.replace(STUDENT, **changes)))
-        measure.measure(run, 0, data, tmp_path, False)
+        measure.measure(run, 0, data, 2, tmp_path, False)
         assert {path.stem for path in tmp_path.glob(f"0-{run.key}*.pt")} == {
             f"0-{run.key}{name}" for name in names}
         meta = json.loads(torch.load(tmp_path / f"0-{run.key}.pt", weights_only=True)["meta"])
@@ -157,7 +157,7 @@ def test_a_student_may_be_pretrained_or_start_from_its_teacher(data, tmp_path):
 
 
 def test_the_quick_suite_adds_figures_that_rise_with_robustness(data, tmp_path):
-    row = measure.measure(Run((TEACHER,)), 0, data, tmp_path, True)
+    row = measure.measure(Run((TEACHER,)), 0, data, 2, tmp_path, True)
     suite = json.loads((tmp_path / f"0-{Run((TEACHER,)).key}-robustness.json").read_text())
     assert row["corruptions"] == -suite["parts"]["all"]["unnormalized_mce"]
     assert row["flips"] == -suite["parts"]["all"]["unnormalized_mfr"]
@@ -211,7 +211,7 @@ def test_two_runs_at_once_each_after_the_one_before_it(monkeypatch, tmp_path):
     chain = [Run((TEACHER,)), Run((TEACHER, STUDENT)), Run((TEACHER, STUDENT, STUDENT))]
     waiting = {(seed, run.key): run for seed in (0, 1, 2) for run in reversed(chain)}
     done = []
-    for seed, run, row in measure.measure_all(waiting, 2, "", tmp_path, ()):
+    for seed, run, row in measure.measure_all(waiting, 2, "", 2, tmp_path, ()):
         started = Executor.last.seen
         assert row == {"done": True} and (seed, run.key) in started
         done.append((seed, run))
@@ -229,7 +229,7 @@ def test_two_runs_at_once_each_after_the_one_before_it(monkeypatch, tmp_path):
 def command(monkeypatch, tmp_path, data):
     """studies.main with runs that cost nothing; what was measured is in `command.seen`."""
     def main(*only, seeds=(0,), here="some"):
-        def measure_all(waiting, processes, place, folder, robust):
+        def measure_all(waiting, processes, place, labels, folder, robust):
             for (seed, key), run in waiting.items():
                 run.checkpoint(seed, folder).touch()
                 main.seen.append((seed, key))
@@ -241,7 +241,7 @@ def command(monkeypatch, tmp_path, data):
         main.seen = []
         monkeypatch.setattr(studies, "measure_all", measure_all)
         monkeypatch.setattr(studies, "processor", lambda: here)
-        studies.main(studies.Flags(data, [*only], [*seeds], str(tmp_path / "runs"),
+        studies.main(studies.Flags(data, 2, [*only], [*seeds], str(tmp_path / "runs"),
                                    str(tmp_path / "studies.json")))
         return json.loads((tmp_path / "studies.json").read_text())["seeds"]
     return main
