@@ -556,6 +556,7 @@ PLACES = {
          '("student 1", CIFAR_CPU, {})'),
         ("the next student's labels not sharpened", '("student 2", CIFAR_CPU, SHARP)',
          '("student 2", CIFAR_CPU, {})'),
+        ("the teacher with RandAugment", 'CIFAR_CPU | {"rand_augment_operations": 0}', "CIFAR_CPU"),
     ],
     ("eval_robust.py", "eval_robust archives"): [
         ("top-k among all classes", "logits[:, classes].topk(", "logits.topk("),

@@ -197,7 +197,7 @@ CHANGES = {
     "small_images": (False, True, False, True, False, False),
     "dropout": (0.2, 0.2, 0.2, 0.2, 0.2, 0.2),
     "survival_prob": (0.8, 0.9, 0.8, 0.8, 0.8, 0.8),
-    "rand_augment_operations": (1, 0, 1, 2, 1, 1),
+    "rand_augment_operations": (1, 1, 1, 2, 1, 1),
     "rand_augment_magnitude": (5, 5, 5, 5, 6, 6),
     "unlabeled_ratio": (2, 3, 3, 7, 1, 1),
     "crops": ("auto", "auto", "auto", "auto", "imagenet", "imagenet"),
@@ -211,9 +211,12 @@ CHANGES = {
     "weight_decay": (0.02, 0.02, 0.02, 0.02, 0.02, 0.02),
     "ema_decay": (0.98, 0.99, 0.99, 0.999, 0.99, 0.99),
     "precision": ("float32", "float32", "float32", "bfloat16", "float32", "float32"),
-    "evaluate_epochs": (75, 2, 16, 10, 10, 10),
+    "evaluate_epochs": (75, 4, 16, 10, 10, 10),
 }
-ONE_GENERATION = {("demo", "student 2"): {"arch": "0.35x0.5"}}
+ONE_GENERATION = {
+    ("demo", "student 2"): {"arch": "0.35x0.5"},
+    ("cifar10-cpu", "teacher"): {"rand_augment_operations": 0},
+}
 STUDENTS_LABELS = {"demo": {"per_class": 800}, "cifar10-cpu": {"temperature": 0.5},
                    "tiny-imagenet": {"per_class": 200}}
 
