@@ -160,7 +160,7 @@ def measure_all(waiting: dict[tuple, Run], processes: int, data: str, labels: in
 
     waiting: by seed and key; robust: the keys of those that the quick suite measures.
     """
-    os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}  # read by the new processes
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the new processes
     with ProcessPoolExecutor(processes, get_context("spawn"), _alone,
                              (folder / "output.txt",)) as pool:
         waiting, running = dict(waiting), {}
