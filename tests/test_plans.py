@@ -87,6 +87,14 @@ def test_students_of_every_plan_are_equal_or_larger():
                 iterate.Flags(allow_smaller_student=True))
 
 
+@pytest.mark.parametrize(("arch", "said"), [("0.5x0.25", True), ("0.5x0.3", False)])
+def test_a_network_without_shortcuts_is_said_to_have_no_stochastic_depth(arch, said, capsys):
+    labeled = ImageSet(torch.zeros(100), ("ant", "bee"), files=tuple(map(str, range(100))))
+    plan, *_ = planned("--plan", "cifar10-cpu", "--arch", arch)
+    plans.check(plan, labeled, devices.CPU, train.build_model, iterate.Flags())
+    assert (f"a {arch} has no stochastic depth" in capsys.readouterr().out) == said
+
+
 # ---- What a plan would cost ----
 
 
