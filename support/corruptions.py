@@ -152,6 +152,14 @@ def numbers_of(name: str, severity: int, size: int) -> float | list[float]:
     return small + share * (large - small)
 
 
+def _pixelate(images: Tensor, side: int) -> Tensor:
+    """Shrunk to side x side pixels and enlarged again, as uint8 (N, 3, S, S)."""
+    sizes, box = [(side, side), (images.shape[-1],) * 2], Image.Resampling.BOX
+    pictures = [Image.fromarray(picture).resize(sizes[0], box).resize(sizes[1], box)
+                for picture in images.permute(0, 2, 3, 1).numpy()]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
 def corrupt(images: Tensor, name: str, severity: int, generator: Generator | None = None) -> Tensor:
     """One of the 15 corruptions of ImageNet-C, at severity 1 to 5.
 
@@ -205,11 +213,7 @@ def corrupt(images: Tensor, name: str, severity: int, generator: Generator | Non
         case "elastic_transform":
             x = _elastic(x, *value, generator)
         case "pixelate":  # side of the small image, of the side
-            size, box = x.shape[-1], Image.Resampling.BOX
-            side = int(size * value)
-            pictures = [Image.fromarray(picture).resize((side, side), box).resize((size, size), box)
-                        for picture in images.permute(0, 2, 3, 1).numpy()]
-            x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+            x = _pixelate(images, int(x.shape[-1] * value)) / 255
         case "jpeg_compression":  # quality
             codes = encode_jpeg([*images], round(value))
             x = torch.stack([decode_jpeg(code) for code in codes]) / 255
