@@ -2,8 +2,8 @@
 
 Noisy Student Training (https://arxiv.org/abs/1911.04252), sections 2 ("Noising Student") and 3.1:
 the student sees RandAugment images (two operations, magnitude 27); its teacher labels clean ones.
-RandAugment is https://arxiv.org/abs/1909.13719. Its sixteen operations are AutoAugment's, each
-equal to its counterpart in PIL bit for bit, and all of them are one of four mechanisms:
+RandAugment is https://arxiv.org/abs/1909.13719. The sixteen operations are those of the authors'
+code, each equal to its counterpart in PIL bit for bit, and all are one of four mechanisms:
 
     blend     with a degenerate copy of the image       Color, Sharpness
     look-up   a 256-entry table per image and channel   AutoContrast, Equalize, Invert, Contrast,
@@ -47,11 +47,11 @@ class Strength(NamedTuple):
 
 # authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that. Libraries with a scale up to 30
 # call 27 what is 9 here.
-STRENGTHS = {  # beside each: its value at magnitude 0 to 10; the value that changes nothing
+STRENGTHS = {  # beside each: its values from magnitude 0 to 10; the one that changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
     # Bits kept, 1 to 4; 8. The level from which to invert, 0 to 255, but 0 at 10; 256.
-    # authors: both grow weaker until a byte overflows: 27 keeps 1 bit, inverts from 179; here: too.
+    # authors: both fall, and past 0 wrap modulo 256: 27 keeps 1 bit, inverts from 179; here: too.
     "Posterize": Strength(slope=4, rounded=lambda bits: 8 - min((8 - math.floor(bits)) % 256, 7)),
     "Solarize": Strength(slope=256, rounded=lambda level: math.floor(level) % 256),
     "SolarizeAdd": Strength(slope=110, rounded=math.floor),  # adds 0 to 110 to levels < 128; 0
@@ -184,7 +184,9 @@ MATRICES = {
 
 
 def matrix(name: str, value: float, height: int, width: int) -> list[int]:
-    """From pixel indices to source pixels, in PIL's 16.16 fixed point; identity for no warp."""
+    """Six integers from pixel indices to source pixels, in PIL's 16.16 fixed point; value: as in
+    `STRENGTHS`. Identity for no warp.
+    """
     affine = MATRICES.get(name, lambda *_: (1, 0, 0, 0, 1, 0))
     a, b, c, d, e, f = affine(value, width / 2, height / 2)
     entries = (a, b, c + (a + b) / 2, d, e, f + (d + e) / 2)
@@ -222,7 +224,7 @@ def warp(images: Tensor, matrices: list[list[int]]) -> Tensor:
 def cutout(images: Tensor, centers: Tensor, half: Tensor) -> Tensor:
     """Gray squares on uint8 (N, 3, H, W): centers (N, 2) as row and column, half sides (N,).
 
-    Rows and columns from center - half up to and without center + half, as far as they exist.
+    Rows and columns from center - half up to, but not including, center + half, inside the image.
     """
     y, x = coordinates(images)
     row, column, half = (numbers.view(-1, 1, 1) for numbers in (*centers.unbind(1), half))
@@ -245,8 +247,8 @@ class RandAugment:
     magnitude: float = 27
 
     def draw(self, chance: batches.Chance, height: int, width: int) -> Tensor:
-        """Chance for images of height x width pixels, (N, num_ops, 4) float64: an operation's
-        index in OPERATIONS, its signed value, the row and the column of Cutout's center.
+        """The operations of N images of height x width pixels, (N, num_ops, 4) float64: an index in
+        OPERATIONS, its signed value, the row and the column of Cutout's center.
         """
         values = []  # of each operation, with either sign
         for name, strength in STRENGTHS.items():
@@ -386,7 +388,7 @@ def random_resized_crop(image: Image.Image, size: int,
             top = int(torch.randint(height - crop_height + 1, (), generator=generator))
             box = (left, top, left + crop_width, top + crop_height)
             return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return center_crop(image, size)  # nothing fits into a very long image
+    return center_crop(image, size)  # none of ten fitted, as in a very long image
 
 
 def normalize(images: Tensor) -> Tensor:

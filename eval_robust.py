@@ -67,7 +67,7 @@ def flip_rate(predictions: Tensor, noise: bool) -> float:
     """How often the prediction changes within a sequence, as a fraction (Hendrycks & Dietterich).
 
     predictions: (sequences, frames >= 2) classes; ValueError for another shape. Each frame is
-    compared with the one before it or, as `noise` has no order, with the first and clean one.
+    compared with the one before it, but in `noise`, which has no order, with the first, clean one.
     """
     predictions = torch.as_tensor(predictions)
     if predictions.ndim != 2 or predictions.shape[1] < 2 or not len(predictions):
@@ -94,8 +94,8 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]],
     """mCE in percent (table 4): the mean over corruptions c of
     CE_c = (sum_s E[s, c]) / (sum_s E_AlexNet[s, c]). AlexNet's own is 100; lower is better.
 
-    Both map corruptions to the errors at 5 severities, as fractions; else ValueError. The mean of
-    the ratios is that of `mean_flip_rate`, with baseline None the plain one (as for CIFAR-10-C).
+    Both map corruptions to the errors at 5 severities, as fractions; else ValueError. Baseline
+    None: the plain mean of the errors (as CIFAR-10-C reports).
     """
     for name, row in errors.items():
         if len(row) != 5 or not all(0 <= error <= 1 for error in row):
@@ -120,13 +120,13 @@ def pgd(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float = 16, 
         random_start: begin at a uniform point of the ball, which `generator` draws on the host.
         targets: (N,) int64: lower their loss instead of raising that of `labels`.
 
-    Returns (N, 3, H, W) float within epsilon, not rounded. ValueError in training mode.
+    Returns (N, 3, H, W) float within epsilon, not rounded. ValueError for a module that trains.
     """
     if isinstance(model, nn.Module) and model.training:
         raise ValueError("the attacked network is in training mode: call .eval() first")
     clean = adversarial = images.float()
     lowest, highest = (clean - epsilon).clamp(min=0), (clean + epsilon).clamp(max=255)
-    # paper: epsilon 16 must be of 255; the attack is on pixels, before the normalisation.
+    # paper: gives epsilon without a unit; here: levels of 255, on pixels before normalisation.
     # paper: gives no step size; here: the rule of Madry's group, with which the attack can reach
     # the boundary from anywhere in the ball, and move along it.
     # authors: C. Xie, whom the paper thanks for this evaluation, takes max(1, epsilon / steps), a
@@ -201,7 +201,7 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
         rates[name] = flip_rate(predict(frames.flatten(0, 1)).view(sequences, -1), "noise" in name)
     return {
         "note": f"made on the fly from {side}x{side} images: not comparable with published figures",
-        "seed": seed, "images": len(images), "films": sequences, "attacked": half,
+        "seed": seed, "images": len(images), "sequences": sequences, "attacked": half,
         "clean_top1": 100 * (predict(images) == labels).double().mean().item(),
         "unnormalized_mce": mean_corruption_error(errors, baseline=None),
         "unnormalized_mfr": mean_flip_rate(rates, baseline=None),
@@ -223,7 +223,7 @@ def robustness(network: nn.Module, images: ImageSet, size: int, path: Path,
 
 
 def relative_to(teacher: dict, results: dict) -> dict:
-    """mCE and mFR over the teacher's (not Hendrycks' "relative mCE"); None where it never errs."""
+    """mCE and mFR with the teacher's as baseline (not "relative mCE"); None where those are 0."""
     relative = {"teacher_normalized_mce": None, "teacher_normalized_mfr": None}
     for name, mean, key in (("mce", mean_corruption_error, "corruption_error"),
                             ("mfr", mean_flip_rate, "flip_rate")):

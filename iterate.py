@@ -1,7 +1,7 @@
 """Noisy Student Training from end to end (Algorithm 1): the loop, and the report on it.
 
     step 1    teacher <- train on labelled images, noised
-    step 2    pseudo labels <- the clean teacher on the unlabelled pool, filtered and balanced
+    step 2    pseudo labels <- the un-noised teacher on the unlabelled pool, filtered and balanced
     step 3    student, equal or larger <- train on labelled and pseudo-labelled images, noised
     step 4    teacher <- student, and again from step 2
 
@@ -37,8 +37,8 @@ class Generation:
     name: Annotated[str, cli.NO_FLAG]
     config: Annotated[train.TrainConfig, cli.NO_FLAG]
     labelling: Annotated[Labelling, cli.NO_FLAG] = Labelling()
-    fixed_resolution: cli.Count | None = None  # pixels of the fine-tuning, train.resolution_fix
-    joint: bool = True  # both losses at once, not pseudo labels first and labels then (finding 6)
+    fixed_resolution: cli.Count | None = None  # pixels of a last fine-tuning, train.resolution_fix
+    joint: bool = True  # both losses at once, not first pseudo labels and then labels (finding 6)
     from_teacher: bool = False  # start from the teacher's weights, not from scratch (finding 8)
     start_from: cli.File | None = None  # checkpoint or released weights to start from
 
@@ -109,10 +109,10 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
 
     teacher, models = None, []
     for number, generation in enumerate(generations):
-        generation, pseudo = generation.seeded(number), None  # from scratch: other random numbers
+        generation, pseudo = generation.seeded(number), None  # its own chance
         if teacher:  # step 2, on a pool without held-out images
             # paper: B0 selects the images, B7 and L2 label them (pseudo_label.py --images-of);
-            # here: every teacher selects, which takes seconds, and later ones label better.
+            # here: every teacher selects its own, since later ones label better.
             found = Checkpoint.load(teacher)
             advice.of_teacher(teacher.stem, found.val_top1, splits, allow_chance)
             pseudo = pseudo_label.label(
@@ -121,7 +121,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
                 progress=f"{generation.name}: labelling")
             advice.of_labels(generation.name, pseudo, splits)
         start = teacher if generation.from_teacher else generation.start_from
-        teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3, and so step 4
+        teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assigned, step 4
         models.append((generation, teacher, pseudo))
 
     on_labels = [train_phases(alone, learn, None, alone.start_from) if labels_only and alone

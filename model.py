@@ -157,7 +157,7 @@ class Block(nn.Module):
         if self.expand is not None:  # lean: keeps less for the backward pass of its large maps
             hidden = conv_norm_swish(hidden, self.expand, self.expand_norm, lean=True)
         hidden = conv_norm_swish(hidden, self.depthwise, self.depthwise_norm)
-        gate = average(hidden)[..., None, None]  # (N, 6C, 1, 1)
+        gate = average(hidden)[..., None, None]  # (N, hidden, 1, 1)
         gate = self.excite(swish(self.squeeze(gate))).sigmoid()
         hidden = conv_norm(hidden * gate, self.project, self.project_norm)
         if self.residual and self.training and self.survival_prob < 1:
@@ -270,7 +270,7 @@ def freeze_shallow(network: EfficientNet, stages: int) -> None:
 
     Their parameters get no gradient, and they stay in evaluation mode even after
     `network.train()`: no stochastic depth, and BatchNorm's statistics stay as they were trained.
-    All other layers are free; with 0 stages, all but the stem. InputError for more than 7.
+    All other layers learn. With 0 stages the stem alone is fixed. InputError for more than 7.
     """
     if not 0 <= stages <= len(STAGES):
         raise InputError(f"{stages} stages cannot be fixed: there are {len(STAGES)}")

@@ -1,7 +1,7 @@
-"""Pseudo labels: the clean teacher's predictions, filtered and balanced (section 3.1).
+"""Pseudo labels: the un-noised teacher's predictions, filtered and balanced (section 3.1).
 
 The paper labels 300 M images and trains on 81 M of them. The probabilities of all 300 M would fill
-600 GB (in float16), so the teacher goes over the pool twice:
+600 GB (in float16), so the teacher makes two passes, the second over few images:
 
     pass 1    confidence and class of every image                    predict
     between   the images it is sure of, equally many a class         select
@@ -12,10 +12,10 @@ images ("a normal (i.e., not noised) teacher model"); --noised-teacher is table 
 
     python pseudo_label.py --teacher teacher.pt --unlabeled POOL --held-out VAL TEST --out LABELS
 
-Killed at any moment, the same command continues. XLA uses all devices of a host by itself. The GPUs
-of a machine (torchrun --nproc-per-node 8 pseudo_label.py ...), or jobs that only share a disk
-(--shard 0/8, 1/8, ... 7/8), divide the pool: start every shard once for pass 1 and again for pass
-2, together or not. Each names the missing ones; the last one completes LABELS.
+If it is killed, the same command continues. XLA uses all devices of a host by itself. The GPUs of a
+machine (torchrun --nproc-per-node 8 pseudo_label.py ...), or jobs that only share a disk (--shard
+0/8, 1/8, ... 7/8), divide the pool: start every shard once for pass 1 and again for pass 2, at the
+same time or in turn. Each names the shards still missing; the last one completes LABELS.
 """
 
 import sys
@@ -42,7 +42,7 @@ class Labelling:
     kind: Annotated[Literal["soft", "hard"], "--pseudo-labels"] = "soft"  # distribution, or one-hot
     temperature: cli.Temperature = 1.0  # of soft pseudo labels; below 1 they are sharper
     threshold: cli.BelowOne = 0.3  # confidence to exceed (0.3 in section 3.1); 0 keeps all
-    per_class: cli.Count | None = None  # images of each class (default: the pool over the classes)
+    per_class: cli.Count | None = None  # images of each class (default: pool / classes)
     balance: bool = True  # equally many images of each class (section 3.1)
     noised_teacher: bool = False  # with the noise of its training (table 6): worse labels
 
@@ -107,7 +107,7 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     wanted = per_class if balance else len(confidence)
 
     # Each class's positions in the pool over the threshold, most confident first, at most `wanted`.
-    # authors: over a bin's edge of a histogram, and a coin for the last copies; here: exact.
+    # authors: a histogram finds each class's limit, coins the last copies; here: both are exact.
     random, chosen = np.random.default_rng(seed), [np.zeros(0, np.int64)]
     for positions in ranked(confidence, label, num_classes, threshold, wanted):
         if balance and len(positions):
@@ -149,22 +149,22 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
         shard: "i/n" labels shard i of n alone; label_store.Unfinished while others are missing.
     """
     how = replace(how, per_class=how.per_class or max(1, len(pool) // len(pool.classes)))
-    size = batch_size or reading.size_for(teacher.image_size)
+    batch_size = batch_size or reading.size_for(teacher.image_size)
     # paper: does not say with what strength; here: that of its training, without crops and flips.
     noise = augment.RandAugment(*teacher.rand_augment) if how.noised_teacher else None
     settings = asdict(how) | {
         "teacher": files.digest(*teacher.weights.values()), "rand_augment": teacher.rand_augment,
-        "image_size": teacher.image_size, "batch_size": size, "seed": seed,
+        "image_size": teacher.image_size, "batch_size": batch_size, "seed": seed,
         "held_out": files.digest(*sorted(held_out or ()))}
     store = label_store.LabelStore(out, pool, settings, images_of, shard, progress)
     if store.complete():
         return store.finish()
     network = teacher.network().to(machine.device)
 
-    def predict_part(images: ImageSet, part: range, number: int, **more) -> Tensor:
+    def predict_part(images: ImageSet, part: range, pass_number: int, **more) -> Tensor:
         return predict(network, images.subset(torch.arange(part.start, part.stop)),
-                       teacher.image_size, size, machine.device, machine.workers, noise=noise,
-                       seed=(seed, number, part.start), **more)
+                       teacher.image_size, batch_size, machine.device, machine.workers,
+                       noise=noise, seed=(seed, pass_number, part.start), **more)
 
     def first_pass(part: range) -> tuple[Tensor, Tensor]:
         return predict_part(pool, part, 1, held_out=held_out).max(dim=1)
@@ -175,7 +175,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
         targets = make_targets(probabilities, how.kind, how.temperature)
         return targets.half(), probabilities.argmax(dim=1)
 
-    if images_of is None:
+    if images_of is None:  # else the store copies that selection, and selects nothing
         first = store.fill("pass 1", ("confidence", "class"), len(pool), first_pass)
     unique = store.once(lambda: select(  # each image once; the store keeps which of them repeat
         *first, len(pool.classes), how.threshold, how.per_class, seed, how.balance))

@@ -8,8 +8,8 @@ depth in the model (section 2).
     python train.py --labeled DIR --val DIR --arch b0 --batch-size 128 --out student.pt \\
         --unlabeled DIR --pseudo-label-dir LABELS
 
-Settings without a flag follow the paper for that architecture, such as 700 epochs for b0. The same
-command again continues where the last one stopped.
+Settings without a flag are those of `recipe` for that architecture, such as 700 epochs for b0. The
+same command again continues where the last one stopped.
 """
 
 import math
@@ -40,7 +40,7 @@ class TrainConfig:
     """Everything that decides the result of a training
 
     Defaults: B7 of sections 3.1 and 3.2. Label smoothing, RMSProp, warm-up, weight decay and the
-    average of weights are the authors' code's; the paper does not speak of them.
+    average of weights are from the authors' code; the paper does not mention them.
     """
 
     # Model
@@ -53,20 +53,21 @@ class TrainConfig:
     survival_prob: cli.Probability = 0.8  # block i of n: 1 - (1 - this) * i / n
 
     # Noise on the images (section 2)
-    rand_augment_operations: cli.UpTo100 = 2  # per image; 0 leaves crops, flips, cifar's Cutout
+    rand_augment_operations: cli.UpTo100 = 2  # per image; 0: none, nor cifar's Cutout
     rand_augment_magnitude: cli.Magnitude = 27.0  # in tenths of AutoAugment's range
     flip: bool = True  # mirror images at random; digits should not be
     crops: Literal["auto", "cifar", "imagenet"] = "auto"  # auto: cifar up to 64 pixels
 
-    # Table 6 removes noise from the pseudo-labelled images only; and the resolution fix
+    # Noise switched off: for pseudo-labelled images in table 6, for all in the resolution fix.
     # paper: "Aug" is RandAugment with 130 M images, translation and flips with 1.3 M; here: all.
     augment_labeled: bool = True  # noise on labelled images; without it clean centre crops
     augment_unlabeled: bool = True  # noise on pseudo-labelled images
     model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
-    frozen_stages: Annotated[int, cli.Range(0, 7, "0 to 7"), "N"] = 0  # fixed, with the stem
+    frozen_stages: Annotated[int, cli.Range(0, 7, "0 to 7"), "N"] = 0  # with the stem; 0: none
 
     # Joint loss (Algorithm 1, step 3; the ratio of labelled and unlabelled images: section 3.2)
-    joint: bool = True  # both losses; else pseudo-labelled images alone (finding 6)
+    # paper: the sum of two means, or section 3.1's average over one batch; here: the authors' sum.
+    joint: bool = True  # both losses; else pseudo labels alone, finding 6's first phase
     unlabeled_ratio: cli.Whole = 3  # pseudo-labelled images per labelled one in a batch
     normalization: Literal["concat", "algorithm1", "official"] = "official"  # see joint_loss
     label_smoothing: cli.Share = 0.1  # on labels and hard pseudo labels
@@ -83,8 +84,8 @@ class TrainConfig:
     decay_epochs: cli.Positive = 2.4  # between two such factors; 4.8 for 700 epochs
     optimizer: Literal["rmsprop", "sgd", "adamw"] = "rmsprop"  # as in TensorFlow; sgd: Nesterov's
     momentum: cli.BelowOne = 0.9  # of rmsprop and sgd; adamw's first beta
-    weight_decay: cli.NonNegative = 1e-5  # L2 in the loss, in adamw apart from it; not on BatchNorm
-    ema_decay: cli.BelowOne = 0.9999  # of the average of weights that is evaluated and that labels
+    weight_decay: cli.NonNegative = 1e-5  # L2 in the loss, decoupled in adamw; none on BatchNorm
+    ema_decay: cli.BelowOne = 0.9999  # of the averaged weights, which evaluate and label
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
     evaluate_epochs: cli.Positive = 5.0  # between two evaluations on the validation set
     seed: cli.Whole = 0  # of the weights, the order of the images and the noise
@@ -136,8 +137,8 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     "Then we finetune the model with a larger resolution for 1.5 epochs on unaugmented labeled
     images. Similar to [86], we fix the shallow layers during finetuning" (section 3.1).
     """
-    # paper: does not say which; here: all but stages 6, 7 and the head, most of the parameters.
-    # authors: the schedule's last rate, 0.0015 after 350 epochs; here: too, or a cosine's tenth.
+    # paper: does not say which; here: the stem and stages 1 to 5. The rest holds most parameters.
+    # authors: the last rate, of 350 epochs 0.0015 at 2048 images; here: that, or a cosine's tenth.
     last = config.decay_rate ** (config.epochs // config.decay_epochs)
     rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
     return replace(
@@ -190,7 +191,7 @@ def joint_loss(logits: Tensor, labels: Tensor, pseudo_targets: Tensor | None,
             return unlabeled
     labeled = F.cross_entropy(
         logits[: len(labels)].float(), labels, label_smoothing=label_smoothing)
-    if pseudo_targets is None:  # l in all three, of which "concat" leaves a student 1 / (1 + r)
+    if pseudo_targets is None:  # a teacher: l in all three
         return labeled
     ratio = len(pseudo_targets) / len(labels)
     if normalization == "algorithm1":
@@ -202,8 +203,8 @@ def joint_loss(logits: Tensor, labels: Tensor, pseudo_targets: Tensor | None,
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linear warm-up, then exponential or cosine decay.
 
-    paper, section 3.1: "starts at 0.128 for labeled batch size 2048 and decays by 0.97 every 2.4
-    epochs"; the warm-up over 5 epochs and the staircase, which counts them, too, are the authors'.
+    Section 3.1: "starts at 0.128 for labeled batch size 2048 and decays by 0.97 every 2.4 epochs".
+    The warm-up of 5 epochs is the authors', and the decay in steps, whose epochs include those.
     """
     epoch = step / config.steps_per_epoch
     peak = config.learning_rate * config.batch_size / 256
@@ -267,7 +268,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         checkpoint_steps: steps between two states to resume from; None: a twentieth of the run,
             but no more than 500.
         log_steps: steps between two lines of the log, a file beside the checkpoint.
-        loop: that this is a stage of, which has a log for all.
+        loop: the loop that this training is a stage of; its log replaces a log of its own.
 
     Raises:
         InputError: sizes do not fit, or the run to continue had another configuration.

@@ -291,9 +291,10 @@ PLACES = {
         ("the teacher is always noised", "if how.noised_teacher else None", "if True else None"),
         ("a noised teacher without RandAugment", "pixels = noise(pixels)", "pass"),
         ("a noised teacher without dropout", "noised=noise is not None", "noised=False"),
-        ("the same chance for each part", "seed=(seed, number, part.start)", "seed=(seed, number)"),
-        ("the same chance for each seed", "seed=(seed, number, part.start)",
-         "seed=(number, part.start)"),
+        ("the same chance for each part", "seed=(seed, pass_number, part.start)",
+         "seed=(seed, pass_number)"),
+        ("the same chance for each seed", "seed=(seed, pass_number, part.start)",
+         "seed=(pass_number, part.start)"),
         ("held-out images are labelled", "1, held_out=held_out).max(dim=1)", "1).max(dim=1)"),
         ("threshold ignored", "how.threshold, how.per_class, seed, how.balance", "0.0, "
          "how.per_class, seed, how.balance"),

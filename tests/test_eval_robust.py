@@ -496,7 +496,7 @@ def test_quick_suite_takes_no_more_than_the_limit(pictures):
     labels = torch.zeros(30, dtype=torch.long)
     results = eval_robust.quick_suite(Glance().eval(), pictures, labels, limit=10,
                                       fgsm_epsilons=(8,), pgd_epsilons=(2,))
-    assert (results["images"], results["attacked"], results["films"]) == (10, 5, 1)
+    assert (results["images"], results["attacked"], results["sequences"]) == (10, 5, 1)
     assert list(results["fgsm_top1"]) == ["8"] and list(results["pgd_top1"]) == ["2"]
 
 
