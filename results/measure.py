@@ -24,8 +24,8 @@ import pseudo_label
 import train
 from iterate import Generation
 from model import Checkpoint, scaling
-from results.check_labels import read
-from support import devices, files, images, outline, sources
+from results.check_labels import read, shares
+from support import InputError, datasets, devices, files, images, outline, sources
 from support.label_store import PseudoLabels
 
 
@@ -59,18 +59,33 @@ class Run:
 
 
 @cache
-def read_splits(data: str, labels: int, size: int, pool: str = "all") -> images.Splits:
-    """The images at `size` pixels, `labels` labelled ones of each class, and one of the pools: a
-    share of its images, drawn at random, or its images of the classes, or as many of other classes.
+def read_all(data: str, size: int) -> images.Splits:
+    """All images, at `size` pixels."""
+    folders = {name: f"{data}/{name}" for name in ("labeled", "val", "test")}
+    return sources.read_folders(sources.Source(unlabeled=f"{data}/pool", **folders), size)
+
+
+@cache
+def read_truth(data: str) -> dict[str, str]:
+    """The class of each file of the pool; empty: none of the classes."""
+    return {row["file"]: row["class"] for row in read(Path(data, "pool-truth.csv"))}
+
+
+@cache
+def read_splits(data: str, labels: int, size: int, pool: str = "all",
+                seed: int = 0) -> images.Splits:
+    """A seed's images at `size` pixels: `labels` labelled ones of each class, the next after those
+    of the seed before, and one of the pools: a share of its images, drawn at random, or its images
+    of the classes, or as many of other classes.
     """
+    whole, classes = read_all(data, size), range(len(read_all(data, size).labeled.classes))
+    rows = [(whole.labeled.labels == label).nonzero().flatten() for label in classes]
+    in_turn = torch.cat([of_class.roll(-seed * labels) for of_class in rows])
+    splits = replace(whole, labeled=datasets.first(whole.labeled.subset(in_turn), labels))
     if pool == "all":
-        folders = {name: f"{data}/{name}" for name in ("labeled", "val", "test")}
-        return sources.read_folders(sources.Source(
-            unlabeled=f"{data}/pool", labels_per_class=labels, **folders), size)
-    splits = read_splits(data, labels, size)
-    truth = {row["file"]: row["class"] for row in read(Path(data, "pool-truth.csv"))}
-    own = np.array([bool(truth[Path(file).name]) for file in splits.unlabeled.files])
-    rows = np.random.default_rng(0).permutation(len(own))
+        return splits
+    own = np.array([bool(read_truth(data)[Path(file).name]) for file in splits.unlabeled.files])
+    rows = np.random.default_rng(seed).permutation(len(own))
     if "/" in pool:
         rows = rows[: len(rows) // int(pool.split("/")[1])]
     else:
@@ -87,7 +102,7 @@ def measure(run: Run, seed: int, data: str, labels: int, folder: Path, robust: b
     begun, number = time.monotonic(), len(run.generations) - 1
     machine, generation = devices.CPU.chosen(), run.generations[-1]
     generation = replace(generation, config=replace(generation.config, seed=seed)).seeded(number)
-    splits = read_splits(data, labels, generation.config.image_size, run.pool)
+    splits = read_splits(data, labels, generation.config.image_size, run.pool, seed)
     out, pseudo, start = run.checkpoint(seed, folder), None, None
     if run.before:
         teacher = run.before.checkpoint(seed, folder)
@@ -106,7 +121,12 @@ def measure(run: Run, seed: int, data: str, labels: int, folder: Path, robust: b
     row = iterate.test(generation, checkpoint, pseudo, None, splits.test, machine, robust)
     lines = map(json.loads, out.with_suffix(".jsonl").read_text().splitlines())
     losses = [line for line in lines if "loss_unlabeled" in line]
-    found = {name: row[name] for name in ("val_top1", "test_top1", "pseudo_label_top1")}
+    found = {name: row[name] for name in ("val_top1", "test_top1")}
+    if pseudo:
+        chosen = [line | {"name": Path(line["file"]).name}
+                  for line in read(out.with_suffix("") / "labels.csv")]
+        of_labels = "unique", "of_a_class", "of_these_right", "right_with_copies"
+        found |= dict(zip(of_labels, shares(chosen, read_truth(data)), strict=True))
     for name in "loss_labeled", "loss_unlabeled":  # over the last tenth of the training
         last = [line[name] for line in losses[-max(1, len(losses) // 10):]]
         found[name] = float(np.mean(last)) if last else None
@@ -146,6 +166,11 @@ def missing(wanted: Iterable[Run], seed: int, known: Mapping, folder: Path) -> d
     return found
 
 
+def builds_on(run: Run, other: Run) -> bool:
+    """Whether one of the runs before `run` is the other."""
+    return run.before is not None and (run.before.key == other.key or builds_on(run.before, other))
+
+
 def _alone(output: Path) -> None:
     """Let this process compute with one thread, and write to a file what it says."""
     torch.set_num_threads(1)
@@ -157,6 +182,9 @@ def _alone(output: Path) -> None:
 def measure_all(waiting: dict[tuple, Run], processes: int, data: str, labels: int, folder: Path,
                 robust: Container[str]) -> Iterator[tuple[int, Run, dict]]:
     """Measure runs, each after the one before it: seed, run and result of each as it is done.
+
+    One that fails, as where no image of the pool is confident enough, is named and left out, with
+    those that build on it.
 
     waiting: by seed and key; robust: the keys of those that the quick suite measures.
     """
@@ -174,4 +202,9 @@ def measure_all(waiting: dict[tuple, Run], processes: int, data: str, labels: in
                 running[job] = seed, run
             for job in wait(running, return_when=FIRST_COMPLETED).done:
                 seed, run = running.pop(job)
-                yield seed, run, job.result()
+                try:
+                    yield seed, run, job.result()
+                except (InputError, FloatingPointError) as error:
+                    print(f"seed {seed}: {' '.join(str(error).split())}; this run is left out")
+                    waiting = {place: other for place, other in waiting.items()
+                               if place[0] != seed or not builds_on(other, run)}

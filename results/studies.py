@@ -57,20 +57,28 @@ def chain(*students: Generation, by: str = ARCH, pool: str = "all") -> Run:
 NOISY, SUPERVISED = chain(student()), Run((teacher(),))
 NO_AUG = {"augment_unlabeled": False}
 NO_NOISE = NO_AUG | {"model_noise_unlabeled": False}
-EVENLY, AS_IT_IS = {"balance": True}, {"balance": False}
-SIZES = SMALLER, ARCH, LARGER, "0.75x0.5"
+# As many copies as the pool has images, so that of both the confident images are all kept.
+EVENLY, AS_IT_IS = {"per_class": 8_000}, {"balance": False}
+LARGEST = "0.75x0.5"
+SIZES = SMALLER, ARCH, LARGER, LARGEST
 LONG = BASE.epochs * 3
 
 
-def table_6(pool: str) -> dict[str, Run]:
+def of_share(parts: int, noised_teacher: bool = False, **changes) -> Run:
+    """One of so many equal parts of the pool, and of what a student keeps of each class."""
+    labels = {"per_class": plans.TINY_LABELS["per_class"] // parts,
+              "noised_teacher": noised_teacher}
+    return chain(student(labels=labels, **changes), pool="all" if parts == 1 else f"1/{parts}")
+
+
+def table_6(parts: int) -> dict[str, Run]:
     """The rows of the paper's table, all with batches of equally many of both kinds of images."""
     return {
         "supervised": SUPERVISED,
-        "Noisy Student": chain(student(unlabeled_ratio=1), pool=pool),
-        "student w/o Aug": chain(student(unlabeled_ratio=1, **NO_AUG), pool=pool),
-        "student w/o Aug, SD, Dropout": chain(student(unlabeled_ratio=1, **NO_NOISE), pool=pool),
-        "teacher w. Aug, SD, Dropout": chain(
-            student(unlabeled_ratio=1, labels={"noised_teacher": True}), pool=pool),
+        "Noisy Student": of_share(parts, unlabeled_ratio=1),
+        "student w/o Aug": of_share(parts, unlabeled_ratio=1, **NO_AUG),
+        "student w/o Aug, SD, Dropout": of_share(parts, unlabeled_ratio=1, **NO_NOISE),
+        "teacher w. Aug, SD, Dropout": of_share(parts, noised_teacher=True, unlabeled_ratio=1),
     }
 
 
@@ -80,54 +88,61 @@ FROM_TEACHER = {
     "from scratch": NOISY,
     "from the teacher": chain(student(from_teacher=True)),
 }
-THREE = chain(student(), student(), student(unlabeled_ratio=2 * BASE.unlabeled_ratio))
-ITERATIONS = {"iteration 1": NOISY, "iteration 2": chain(student(), student()),
-              "iteration 3, twice the ratio": THREE,
-              "iteration 1, three times the steps": chain(student(epochs=LONG))}
+ITERATIONS = {
+    "iteration 1": NOISY,
+    "iteration 2": chain(student(), student()),
+    "iteration 3": chain(student(), student(), student()),
+    "iteration 3, twice the ratio":
+        chain(student(), student(), student(unlabeled_ratio=2 * BASE.unlabeled_ratio)),
+    "iteration 1, three times the steps": chain(student(epochs=LONG)),
+}
 
 STUDIES = {
     "table-6": Study(
         "without noise on its unlabelled images the student is worse", "4.1, table 6, 130M",
-        Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6("all")),
+        Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6(1)),
     "table-6-small": Study(
         "so it is with a small pool", "4.1, table 6, 1.3M",
-        Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6("1/8")),
+        Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6(8)),
     "table-6-teacher": Study(
         "a noised teacher's labels are worse", "4.1, table 6, 130M",
-        Contrast("Noisy Student", "teacher w. Aug, SD, Dropout"), table_6("all")),
+        Contrast("Noisy Student", "teacher w. Aug, SD, Dropout"), table_6(1)),
     "losses": Study(
         "without that noise the training loss falls more on labelled images than on the others",
         "4.1", Contrast("Noisy Student", "student w/o Aug, SD, Dropout", figure="loss_gap"),
-        table_6("all")),
+        table_6(1)),
     "table-7": Study(
         "each iteration improves on the one before", "4.2, table 7",
-        Contrast("iteration 3, twice the ratio", "iteration 1"), ITERATIONS),
+        Contrast("iteration 2", "iteration 1"), ITERATIONS),
     "table-7-longer": Study(
         "and not only as it trains longer", "4.2, table 7",
-        Contrast("iteration 3, twice the ratio", "iteration 1, three times the steps"), ITERATIONS),
+        Contrast("iteration 3", "iteration 1, three times the steps"), ITERATIONS),
     "figure-2": Study(
-        "with equal teacher and student it helps networks of all sizes", "3.2, figure 2",
+        "with equal teacher and student it helps small and large networks (here: on the mean of "
+        "four sizes)", "3.2, figure 2",
         Contrast(tuple(f"{arch}, student" for arch in SIZES),
                tuple(f"{arch}, supervised" for arch in SIZES)),
         {f"{arch}, {name}": run for arch in SIZES for name, run in (
             ("supervised", Run((teacher(arch),))), ("student", chain(student(arch), by=arch)))}),
     "finding-1": Study(
         "a larger, better teacher makes a better student", "4.3, finding 1",
-        Contrast(f"teacher {LARGER}", f"teacher {SMALLER}"),
-        {f"teacher {arch}": chain(student(), by=arch) for arch in (SMALLER, ARCH, LARGER)}),
+        Contrast(f"teacher {LARGEST}", f"teacher {SMALLER}"),
+        {f"teacher {arch}": chain(student(), by=arch) for arch in (SMALLER, ARCH, LARGEST)}),
     "finding-2": Study(
         "much unlabelled data is needed", "4.3, finding 2", Contrast("all of the pool", "1/16"),
-        {share: chain(student(), pool=share) for share in ("1/16", "1/8", "1/4", "1/2")}
-        | {"all of the pool": NOISY}),
+        {f"1/{parts}": of_share(parts) for parts in (16, 8, 4, 2)} | {"all of the pool": NOISY}),
     "finding-3": Study(
         "soft labels are better than hard ones on images of other classes", "4.3, finding 3",
         Contrast("soft, out of domain", "hard, out of domain"),
-        {f"{kind}, {pool.replace('-', ' ')}": chain(student(labels={"kind": kind}), pool=pool)
+        # Without the filter, which would spare hard labels the images that they fit least.
+        {f"{kind}, {pool.replace('-', ' ')}": chain(
+            student(labels={"kind": kind, "threshold": 0.0}), pool=pool)
          for pool in ("in-domain", "out-of-domain") for kind in ("soft", "hard")}),
     "finding-4": Study(
         "a larger student learns more from the same teacher", "4.3, finding 4",
         Contrast(f"student {LARGER}", f"student {ARCH}"),
-        {f"student {arch}": chain(student(arch)) for arch in (ARCH, LARGER)}),
+        {f"student {arch}": chain(student(arch)) for arch in (ARCH, LARGER)}
+        | {f"supervised {arch}": Run((teacher(arch),)) for arch in (ARCH, LARGER)}),
     "finding-5": Study(
         "balancing the classes helps small models", "4.3, finding 5",
         Contrast(f"{SMALLER}, balanced", f"{SMALLER}, as it is"),
@@ -160,7 +175,8 @@ STUDIES = {
         {f"threshold {value:g}": chain(student(labels={"threshold": value, "per_class": None}))
          for value in (0.0, 0.3, 0.6, 0.9)}),
     "temperature": Study(
-        "soft labels are used as they are (here: sharpened ones do as well)", "3.1",
+        "soft labels are used as they are (not a claim of the paper: sharpened ones do as well)",
+        "3.1",
         Contrast("temperature 1", "temperature 0.5", null=True),
         {f"temperature {value:g}": chain(student(labels={"temperature": value}))
          for value in (1.0, 0.5)}),
@@ -175,10 +191,10 @@ ROBUST = {run.key for name, study in STUDIES.items() if name.startswith("robustn
 HERE = Path(__file__).resolve().parent
 STEPS = replace(BASE, labeled_images=200).total_steps
 ABOUT = f"""\
-Tiny-ImageNet-10: ten classes of ImageNet with 20 labelled images each, 500 images for validation,
-1,000 for the test, and a pool of 8,000, of which 6,000 show none of the classes; all at
-{BASE.image_size} pixels. Unless a run says otherwise teacher and student are a {ARCH}, trained
-for {STEPS:,} steps of {BASE.batch_size} labelled images, a student's with
+Tiny-ImageNet-10: ten classes of ImageNet with 20 labelled images each, others for each of five
+seeds, 500 images for validation, 1,000 for the test, and a pool of 8,000, of which 6,000 show none
+of the classes; all at {BASE.image_size} pixels. Unless a run says otherwise teacher and student are
+a {ARCH}, trained for {STEPS:,} steps of {BASE.batch_size} labelled images, a student's with
 {BASE.unlabeled_ratio} pseudo-labelled ones for each, from the {plans.TINY_LABELS["per_class"]}
 most confident of each class. The checkpoint is the best on validation; the test set is read once a
 run, when all is chosen. So few test images alone leave a standard error of 1.5 points in a figure,
@@ -193,7 +209,7 @@ class Flags:
     """Measure what is missing in studies.json, and make the page"""
 
     data: cli.Folder  # labeled, val, test, pool, and pool-truth.csv
-    labels: cli.Count = 20  # labelled images of each class, the first ones
+    labels: cli.Count = 20  # labelled images of each class and seed
     only: list[str] | None = None  # names of studies (default: all)
     seeds: list[cli.Whole] | None = None  # default: 0 1 2 3 4
     runs: cli.Folder = "runs/studies"  # checkpoints and labels, which later runs build on
@@ -204,21 +220,24 @@ def main(flags: Flags) -> None:
     folder, file, names = Path(flags.runs), Path(flags.results), flags.only or [*STUDIES]
     if unknown := [name for name in names if name not in STUDIES]:
         raise InputError(f"--only {unknown[0]}: choose from {', '.join(STUDIES)}")
-    splits, here = read_splits(flags.data, flags.labels, BASE.image_size), processor()
-    contents = images.digests(splits)
+    splits = read_splits(flags.data, flags.labels, BASE.image_size)
+    here, contents = {"processor": processor(), "torch": torch.__version__}, images.digests(splits)
     known = json.loads(file.read_text()) if file.exists() else {"images": contents, "seeds": {}}
     if known["images"] != contents:
         raise InputError(f"{file} was measured on other images: give another --results")
+    # Checkpoints of another processor, which rounds otherwise, are not built on.
+    folder /= files.digest(*here.values())[:8]
     files.make_folder(folder)
     wanted = {run.key: run for name in names for run in STUDIES[name].runs.values()}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True,
                             capture_output=True).stdout.strip()
     waiting: dict[tuple, Run] = {}
     for seed in flags.seeds or range(5):
-        fresh = {"processor": here, "torch": torch.__version__, "commit": commit, "runs": {}}
+        fresh = here | {"runs": {}}
         found = known["seeds"].setdefault(str(seed), fresh)
-        if wanted.keys() - found["runs"].keys() and found["processor"] != here:
-            print(f"seed {seed} was measured on {found['processor']}: all of it begins anew")
+        if wanted.keys() - found["runs"].keys() and not here.items() <= found.items():
+            print(f"seed {seed} was measured on {found['processor']} with torch {found['torch']}: "
+                  "all of it begins anew")
             found = known["seeds"][str(seed)] = fresh
         waiting |= missing(wanted.values(), seed, found["runs"], folder)
     whole = {place: run.costs(splits.sizes) for place, run in waiting.items()}
@@ -228,7 +247,7 @@ def main(flags: Flags) -> None:
     try:
         for seed, run, row in measure_all(
                 waiting, 2, flags.data, flags.labels, folder, ROBUST):
-            known["seeds"][str(seed)]["runs"][run.key] = row
+            known["seeds"][str(seed)]["runs"][run.key] = row | {"commit": commit}
             files.write_json(file, known)
             bar.update(costs[seed, run.key])
     finally:

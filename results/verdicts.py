@@ -54,12 +54,12 @@ class Study:
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean, and how far the 95 % interval reaches to either side: infinitely for one value."""
+    """Mean, and how far the 95 % interval reaches to either side: infinitely for one or two."""
     count = len(differences)
-    if count < 2:
+    if count < 3:  # two of them may be equal by chance
         return statistics.mean(differences), math.inf
     error = statistics.stdev(differences) / math.sqrt(count)
-    return statistics.mean(differences), QUANTILES[count - 2] * error
+    return statistics.mean(differences), QUANTILES[min(count, 10) - 2] * error
 
 
 def verdict(differences: Sequence[float], null: bool = False) -> str:
@@ -95,13 +95,14 @@ def differences(contrast: Contrast, rows: Mapping[str, Mapping[str, dict]]) -> d
 def in_words(found: Sequence[float]) -> str:
     """The mean difference with its interval."""
     mean, half = interval(found)
-    return f"{mean:+.2f}" + (f" [{mean - half:+.2f}, {mean + half:+.2f}]" if len(found) > 1 else "")
+    return f"{mean:+.2f}" + (f" [{mean - half:+.2f}, {mean + half:+.2f}]" if len(found) > 2 else "")
 
 
 def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) -> str:
     """A study's part of the page: the claim, the contrast, and a table of its runs."""
     seeds = sorted({seed for values in rows.values() for seed in values}, key=int)
-    columns = {"pseudo-label top-1": "pseudo_label_top1", "loss, labelled": "loss_labeled",
+    columns = {"unique images": "unique", "of a class, %": "of_a_class",
+               "right, with copies, %": "right_with_copies", "loss, labelled": "loss_labeled",
                "loss, unlabelled": "loss_unlabeled"}
     if study.contrast.figure not in ("test_top1", "loss_gap"):
         columns = {FIGURES[study.contrast.figure]: study.contrast.figure}
@@ -110,7 +111,7 @@ def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) 
         tops = [values[seed]["test_top1"] for seed in seeds if seed in values]
         by_seed = [f"{values[seed]['test_top1']:.1f}" if seed in values else "-" for seed in seeds]
         lines.append([run, *by_seed, spread(tops) if tops else "-", *(
-            spread([row[key] for row in values.values()]) if values else "-"
+            spread([row.get(key) for row in values.values()]) if values else "-"
             for key in columns.values())])
     each = ", ".join(f"{value:+.2f} ({seed})" for seed, value in found.items())
     return "\n\n".join([
@@ -122,17 +123,19 @@ def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) 
 
 def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     """studies.md, with a text about the whole; studies without a measured contrast are left out."""
-    lines, sections = [], []
+    lines, sections, decidable = [], [], 0
     for name, study in studies.items():
         rows = rows_of(study, known)
         if found := differences(study.contrast, rows):
             words = verdict([*found.values()], study.contrast.null)
             lines.append([study.section, study.claim, in_words([*found.values()]), words])
+            decidable += len(found) > 2 and not study.contrast.null
             sections.append(section(name, study, rows, found))
     minutes = sum(row["minutes"] for one in known["seeds"].values() for row in one["runs"].values())
-    measured = [[seed, str(len(one["runs"])), one["processor"], one["torch"], one["commit"]]
-             for seed, one in sorted(known["seeds"].items(), key=lambda item: int(item[0]))]
-    chance = len(lines) * 0.025
+    measured = [[seed, str(len(one["runs"])), one["processor"], one["torch"],
+                 ", ".join(dict.fromkeys(row["commit"] for row in one["runs"].values()))]
+                for seed, one in sorted(known["seeds"].items(), key=lambda item: int(item[0]))]
+    chance = f"{decidable * 0.025:.1f} of the {decidable}"
     return "\n\n".join([
         "# The paper's tables and findings, measured in small", about,
         f"In all {minutes / 60:.1f} hours of one core.",
@@ -140,8 +143,9 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
         "The difference has the paper's sign: above zero the claim holds here. In brackets the "
         "interval that holds its true mean with 95 %.",
         table(["paper", "claim", "here", "verdict"], lines),
-        f"If nothing had any effect, chance alone would be expected to call {chance:.1f} of these "
-        f"{len(lines)} claims reproduced and as many contradicted.",
+        f"If nothing had any effect, chance alone would be expected to call {chance} claims of a "
+        "difference reproduced and as many contradicted. The seeds differ in all but the images "
+        "for validation and test, so the intervals do not cover the choice of these.",
         "![Each study's runs](studies.png)", *sections]) + "\n"
 
 

@@ -105,6 +105,15 @@ def test_pools_are_shares_of_the_whole_or_of_one_origin(data):
     assert numbers("out-of-domain") == set(range(0, 48, 3))
 
 
+def test_each_seed_has_labelled_images_and_shares_of_the_pool_of_its_own(data):
+    splits = [measure.read_splits(data, 1, 32, "1/8", seed) for seed in range(3)]
+    first, second, again = (set(map(str, one.labeled.files)) for one in splits)
+    assert len(first) == len(second) == 10 and not first & second and again == first
+    assert all(one.labeled.labels.bincount().tolist() == [1] * 10 for one in splits)
+    assert splits[0].unlabeled.files != splits[1].unlabeled.files
+    assert len({one.validation.files for one in splits}) == 1
+
+
 # ---- Measuring ----
 
 
@@ -119,6 +128,7 @@ def test_a_run_trains_its_last_generation_after_the_others(data, tmp_path):
     network, test = found.network(), measure.read_splits(data, 2, 32).test
     assert rows[1]["test_top1"] == iterate.train.accuracy(network, test, 32, iterate.devices.CPU)
     assert rows[0]["loss_unlabeled"] is None and "corruptions" not in rows[0]
+    assert "unique" not in rows[0] and rows[1]["unique"] == labels["counts"]["unique"]
     lines = [json.loads(line) for line in (tmp_path / f"3-{student.key}.jsonl").open()]
     last = [line for line in lines if "loss_unlabeled" in line][-1]
     assert rows[1]["loss_unlabeled"] == last["loss_unlabeled"]
@@ -137,7 +147,6 @@ def test_a_run_gives_the_figures_of_the_loop(data, tmp_path):
                         strict=True):
         measured = measure.measure(run, 3, data, 2, found, False)
         assert measured["test_top1"] == row["test_top1"]
-        assert measured["pseudo_label_top1"] == row["pseudo_label_top1"]
     for name, run in (("teacher", Run((TEACHER,))), ("student", Run((TEACHER, STUDENT)))):
         weights = [torch.load(file, weights_only=True)["model"] for file in (
             tmp_path / "loop" / f"{name}.pt", found / f"3-{run.key}.pt")]
@@ -178,7 +187,9 @@ def test_missing_runs_bring_the_teachers_whose_checkpoints_are_lost(tmp_path):
 
 
 class Executor:
-    """In this process; what was submitted together is done together."""
+    """In this process, in the order in which runs were submitted; those of `failing` fail."""
+
+    failing = ()
 
     def __init__(self, processes, *rest):
         self.processes, self.open, self.seen = processes, [], []
@@ -198,17 +209,36 @@ class Executor:
 
     def wait(self, running, return_when):
         assert set(running) == set(self.open)
-        done = self.open.pop(0)
-        done.set_result({"done": True})
+        done, place = self.open.pop(0), self.seen[len(self.seen) - len(self.open) - 1]
+        if place in self.failing:
+            done.set_exception(InputError("no image is confident"))
+        else:
+            done.set_result({"done": True})
         return type("Done", (), {"done": {done}})
 
 
-def test_two_runs_at_once_each_after_the_one_before_it(monkeypatch, tmp_path):
+@pytest.fixture
+def chain(monkeypatch):
+    """Three runs of which each builds on the one before, and an executor that trains nothing."""
     monkeypatch.setattr(measure, "ProcessPoolExecutor", Executor)
     monkeypatch.setattr(measure, "wait", lambda *args, **options: Executor.last.wait(
         *args, **options))
     monkeypatch.setattr(measure.os, "environ", {})
-    chain = [Run((TEACHER,)), Run((TEACHER, STUDENT)), Run((TEACHER, STUDENT, STUDENT))]
+    return [Run((TEACHER,)), Run((TEACHER, STUDENT)), Run((TEACHER, STUDENT, STUDENT))]
+
+
+def test_a_run_that_fails_is_left_out_with_those_that_build_on_it(
+        chain, monkeypatch, tmp_path, capsys):
+    other = Run((TEACHER, dataclasses.replace(STUDENT, from_teacher=True)))
+    monkeypatch.setattr(Executor, "failing", {(0, chain[1].key)})
+    waiting = {(seed, run.key): run for seed in (0, 1) for run in (*chain, other)}
+    done = [(seed, run) for seed, run, _ in measure.measure_all(waiting, 2, "", 2, tmp_path, ())]
+    assert sorted((seed, run.key) for seed, run in done) == sorted(
+        place for place in waiting if place not in ((0, chain[1].key), (0, chain[2].key)))
+    assert "seed 0: no image is confident; this run is left out" in capsys.readouterr().out
+
+
+def test_two_runs_at_once_each_after_the_one_before_it(chain, tmp_path):
     waiting = {(seed, run.key): run for seed in (0, 1, 2) for run in reversed(chain)}
     done = []
     for seed, run, row in measure.measure_all(waiting, 2, "", 2, tmp_path, ()):
@@ -234,8 +264,8 @@ def command(monkeypatch, tmp_path, data):
                 run.checkpoint(seed, folder).touch()
                 main.seen.append((seed, key))
                 top1 = float(np.frombuffer(key.encode(), np.uint8).mean()) + seed
-                row = {"test_top1": top1, "minutes": 1.0, "pseudo_label_top1": None,
-                       "loss_labeled": 1.0, "loss_unlabeled": 2.0}
+                row = {"test_top1": top1, "minutes": 1.0, "loss_labeled": 1.0,
+                       "loss_unlabeled": 2.0}
                 suite = dict.fromkeys(("corruptions", "flips", "fgsm"), top1)
                 yield seed, run, row | (suite if key in robust else {})
         main.seen = []
@@ -268,7 +298,8 @@ def test_a_seed_begins_anew_on_another_processor_unless_it_is_complete(command, 
     assert command("finding-3", here="other")["0"]["processor"] == "some" and not command.seen
     found = command("finding-6", here="other")["0"]
     assert found["processor"] == "other"
-    assert "seed 0 was measured on some: all of it begins anew" in capsys.readouterr().out
+    assert "seed 0 was measured on some with torch " in capsys.readouterr().out
+    assert len(command.seen) == 3  # with the teacher: its checkpoint is of the other processor
     assert not {run.key for run in STUDIES["finding-3"].runs.values()} & found["runs"].keys()
 
 

@@ -28,9 +28,13 @@ def test_the_interval_of_five_seeds_is_that_of_the_textbook():
     assert mean == 3 and half == pytest.approx(2.776 * math.sqrt(2.5 / 5))
 
 
-def test_two_seeds_have_the_interval_of_a_cauchy_distribution():
-    mean, half = verdicts.interval([0.0, 2.0])  # standard error 1
-    assert mean == 1 and half == pytest.approx(math.tan(0.475 * math.pi), abs=1e-3)
+def test_two_seeds_say_nothing_of_the_true_mean_even_if_they_are_equal():
+    assert verdicts.interval([1.0, 1.0]) == (1, math.inf)
+
+
+def test_more_seeds_than_there_are_quantiles_have_the_wider_interval_of_ten():
+    mean, half = verdicts.interval([0.0, 1.0] * 8)
+    assert half == pytest.approx(2.262 * math.sqrt(4 / 15) / 4)
 
 
 @pytest.mark.parametrize(("differences", "null", "expected"), [
@@ -38,6 +42,7 @@ def test_two_seeds_have_the_interval_of_a_cauchy_distribution():
     ([-1.0, -2.0, -3.0, -4.0, -5.0], False, "contradicted"),
     ([-1.0, 2.0, 3.0], False, "not decided by 3 seeds"),
     ([3.0], False, "not decided by 1 seed"),
+    ([3.0, 3.0], False, "not decided by 2 seeds"),
     ([0.1, 0.2, -0.1, 0.0, 0.1], True, "reproduced"),
     ([1.6, 1.7, 1.8, 1.6, 1.7], True, "reproduced"),
     ([2.6, 2.7, 2.8, 2.6, 2.7], True, "contradicted"),
@@ -76,9 +81,10 @@ def known():
     seeds = {}
     for seed, (teacher, student, other) in enumerate(((50, 54, 52), (51, 56, 53), (52, 58, None))):
         rows = {key: {"test_top1": float(top1), "corruptions": -90.0 + top1, "minutes": 30.0,
-                      "pseudo_label_top1": None, "loss_labeled": 1.0, "loss_unlabeled": 2.0}
+                      "commit": "abc" if seed else "old", "loss_labeled": 1.0,
+                      "loss_unlabeled": 2.0} | ({"unique": 99} if key == "s" else {})
                 for key, top1 in (("t", teacher), ("s", student), ("o", other)) if top1}
-        seeds[str(seed)] = {"processor": "some", "torch": "2", "commit": "abc", "runs": rows}
+        seeds[str(seed)] = {"processor": "some", "torch": "2", "runs": rows}
     return {"seeds": seeds}
 
 
@@ -94,15 +100,15 @@ def test_the_page_has_each_claim_its_figures_and_its_verdict(known):
     half = 4.303 / math.sqrt(3)  # of 4, 5, 6: a standard deviation of 1
     line = f"+5.00 [+{5 - half:.2f}, +{5 + half:.2f}]"
     assert f"| 3.2 | a student beats its teacher | {line} | reproduced |" in page
-    assert "| 3.2 | so do two | +3.25 [+0.07, +6.43] | reproduced |" in page
+    assert "| 3.2 | so do two | +3.25 | not decided by 2 seeds |" in page
     assert "\n\nTen classes.\n\n" in page
     assert "unmeasured" not in page and "nothing yet" not in page
-    assert "| student | 54.0 | 56.0 | 58.0 | 56.00 +- 2.00 |" in page
+    assert "| student | 54.0 | 56.0 | 58.0 | 56.00 +- 2.00 | 99.00 +- 0.00 | - |" in page
     assert "| other | 52.0 | 53.0 | - | 52.50 +- 0.71 |" in page
     assert "by seed +4.00 (0), +5.00 (1), +6.00 (2): **reproduced**." in page
     assert "In all 4.0 hours of one core." in page  # eight runs of half an hour
-    assert "call 0.1 of these 3 claims reproduced" in page
-    assert "| 2 | 2 | some | 2 | abc |" in page
+    assert "call 0.1 of the 2 claims of a difference reproduced" in page  # 0.05, of three seeds
+    assert "| 0 | 3 | some | 2 | old |" in page and "| 2 | 2 | some | 2 | abc |" in page
 
 
 def test_the_picture_has_a_panel_for_each_measured_study(known, tmp_path):
