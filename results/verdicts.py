@@ -135,7 +135,7 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     measured = [[seed, str(len(one["runs"])), one["processor"], one["torch"],
                  ", ".join(dict.fromkeys(row["commit"] for row in one["runs"].values()))]
                 for seed, one in sorted(known["seeds"].items(), key=lambda item: int(item[0]))]
-    chance = f"{decidable * 0.025:.1f} of the {decidable}"
+    chance = f"{decidable * 0.025:.2f} of the {decidable}"
     return "\n\n".join([
         "# The paper's tables and findings, measured in small", about,
         f"In all {minutes / 60:.1f} hours of one core.",
