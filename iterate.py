@@ -52,7 +52,9 @@ L2 = train.recipe("l2")  # trained at 475 pixels, tested at 800
 PAPER = Labelling(per_class=130_000)
 PLANS: dict[str, tuple[Generation, ...]] = {
     name: tuple(Generation(title, replace(train.recipe(config["arch"]), **config),
-                           Labelling(**labelling)) for title, config, labelling in generations)
+                           Labelling(**labelling),
+                           from_teacher=name in plans.FROM_TEACHER and title != "teacher")
+                for title, config, labelling in generations)
     for name, generations in plans.GENERATIONS.items()
 } | {
     # Table 7: B7, then L2 three times, the last with twice the unlabelled images in a batch.

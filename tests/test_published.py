@@ -217,7 +217,7 @@ ONE_GENERATION = {
     ("demo", "student 2"): {"arch": "0.35x0.5"},
     ("cifar10-cpu", "teacher"): {"rand_augment_operations": 0},
     ("cifar10-cpu", "student 1"): {"epochs": 24},
-    ("cifar10-cpu", "student 2"): {"epochs": 64},
+    ("tiny-imagenet", "student 2"): {"epochs": 512},
 }
 STUDENTS_LABELS = {"demo": {"per_class": 800}, "cifar10-cpu": {"temperature": 0.5},
                    "tiny-imagenet": {"per_class": 200}}
@@ -230,13 +230,14 @@ def test_small_plans_change_of_the_papers_recipe_what_they_say(plan):
     assert [dataclasses.asdict(generation) for generation in iterate.PLANS[plan]] == [
         {"name": name, "config": common | ONE_GENERATION.get((plan, name), {}),
          "labelling": LABELS | (STUDENTS_LABELS.get(plan, {}) if name != "teacher" else {}),
-         "fixed_resolution": None, "joint": True, "from_teacher": False, "start_from": None}
+         "fixed_resolution": None, "joint": True, "start_from": None,
+         "from_teacher": plan == "cifar10-cpu" and name != "teacher"}
         for name in ("teacher", "student 1", "student 2")]
 
 
 @pytest.mark.parametrize(("plan", "labels", "steps"), [
-    ("demo", 80, [938] * 3), ("cifar10-cpu", 4000, [4500, 3000, 8000]),
-    ("tiny-imagenet", 200, [1600] * 3)])
+    ("demo", 80, [938] * 3), ("cifar10-cpu", 4000, [4500, 3000, 4500]),
+    ("tiny-imagenet", 200, [1600, 1600, 3200])])
 def test_small_plans_train_for_as_many_steps_as_results_say(plan, labels, steps):
     configs = [dataclasses.replace(generation.config, labeled_images=labels)
                for generation in iterate.PLANS[plan]]
