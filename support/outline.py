@@ -118,6 +118,8 @@ def _changes(generation, recipe: Callable) -> str:
             changed.append(f"{field.name} {here} ({paper})")
     if generation.labelling.temperature != 1:
         changed.append(f"temperature {generation.labelling.temperature} (1.0)")
+    if generation.from_teacher:
+        changed.append("from_teacher True (False)")
     return f"not as in the paper (there): {', '.join(changed)}" if changed else "as in the paper"
 
 

@@ -158,9 +158,11 @@ def test_a_dry_run_says_what_a_small_plan_changes_of_the_papers_recipe(capsys):
     for change in ("optimizer adamw (rmsprop)", "schedule cosine (exponential)",
                    "rand_augment_operations 1 (2)", "rand_augment_magnitude 5.0 (27)"):
         assert change in demo
-    assert "temperature" not in demo
+    assert "temperature" not in demo and "from_teacher" not in demo
     _, cifar = outlined(capsys, "--plan", "cifar10-cpu")
-    assert "temperature 0.5 (1.0)" in cifar
+    changes = {line.split(":")[0]: line for line in cifar.splitlines() if "not as in" in line}
+    for change in ("temperature 0.5 (1.0)", "from_teacher True (False)"):
+        assert change in changes["student 1, student 2"] and change not in changes["teacher"]
 
 
 # ---- SVHN ----
