@@ -33,7 +33,7 @@ def before(splits: Splits, generations: Sequence) -> None:
         if 0 < threshold < 1 / classes:
             warn(splits.notes, f"--threshold {threshold} filters nothing: with {classes} classes "
                  f"every image has a confidence of {1 / classes:.2f} or more; 0.3 is the paper's "
-                 "for 1000 classes; --per-class N keeps the N most confident of each")
+                 "for 1000 classes, and a higher one filters")
 
 
 def tail(correct: int, count: int, chance: float) -> float:

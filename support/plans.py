@@ -40,7 +40,7 @@ CIFAR_CPU = FEW_LABELS | {
     "learning_rate": 0.056, "ema_decay": 0.99, "epochs": 36.0, "evaluate_epochs": 4.0,
 }
 # Ten classes of ImageNet with few labels, and a pool that mostly shows none of them: the 200 most
-# confident images of each class are better than all, or than all over a higher threshold.
+# confident images of each class were better than all, and than all over a higher threshold.
 TINY = DEMO | {
     "arch": "0.35x0.5", "image_size": 64, "batch_size": 32, "unlabeled_ratio": 3,
     "learning_rate": 0.056, "ema_decay": 0.99, "epochs": 256.0, "evaluate_epochs": 16.0,
