@@ -157,6 +157,8 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
             generation, name=f"student {number}" if number else "teacher", config=config,
             labelling=replace(generation.labelling, **labelling),
             **(ablations if number else of_teacher)))
+        if number and arch != chosen[-2].config.arch and "from_teacher" not in ablations:
+            chosen[-1] = replace(chosen[-1], from_teacher=False)  # the plan's is for one network
         if start and arch != start.arch:
             images.say_once(f"{chosen[-1].name} ({arch}) starts from scratch: {file} holds a "
                             f"{start.arch}")
@@ -217,8 +219,7 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
         if generations[number].from_teacher and (teacher.arch, teacher.small_images) != (
                 student.arch, student.small_images):
             raise InputError(f"--from-teacher: a {student.arch} cannot start from the weights of a "
-                             f"{teacher.arch}; give one --arch for all generations, or "
-                             "--no-from-teacher")
+                             f"{teacher.arch}; give one --arch for all generations")
         before, now = parameters[number - 1: number + 1]
         if now < before and not flags.allow_smaller_student:
             raise InputError(

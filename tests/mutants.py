@@ -559,6 +559,7 @@ PLACES = {
          '"student 1", CIFAR_CPU, {}'),
         ("the next student's labels not sharpened", '"student 2", CIFAR_CPU, SHARP',
          '"student 2", CIFAR_CPU, {}'),
+        ("a larger student from its teacher", 'and "from_teacher" not in ablations', "and False"),
         ("students from scratch", 'FROM_TEACHER = ("cifar10-cpu",)', "FROM_TEACHER = ()"),
         ("the teacher with RandAugment", 'CIFAR_CPU | {"rand_augment_operations": 0}', "CIFAR_CPU"),
     ],

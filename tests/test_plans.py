@@ -95,6 +95,14 @@ def test_a_network_without_shortcuts_is_said_to_have_no_stochastic_depth(arch, s
     assert (f"a {arch} has no stochastic depth" in capsys.readouterr().out) == said
 
 
+def test_students_of_another_architecture_than_their_teachers_start_from_scratch():
+    for more, starts in (([], [False, True, False]), (["--from-teacher"], [False, True, True]),
+                         (["--no-from-teacher"], [False] * 3)):
+        generations, *_ = planned("--plan", "cifar10-cpu", "--arch", "0.5x0.3", "0.5x0.3",
+                                  "0.6x0.3", *more)
+        assert [one.from_teacher for one in generations] == starts
+
+
 # ---- What a plan would cost ----
 
 
