@@ -117,7 +117,7 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
         load, scaling, recipe: model.Checkpoint.load, model.scaling and train.recipe.
 
     With --start-from the teacher starts from a checkpoint, and so does every student of its
-    architecture, at its size of images.
+    architecture, at its size of images, unless it starts from its teacher.
     """
     if not flags.filter:
         labelling = labelling | {"threshold": 0.0}
