@@ -1,0 +1,158 @@
+"""Which pseudo labels to keep, of a pool that mostly shows none of the classes.
+
+    python results/thresholds.py --data DIR
+
+The ten classes of DIR (see studies.py) are taken by twos, by fives, and all at once; in each trial
+the others join the images of no class. A teacher learns from 20 images of each class, and for each
+way of keeping its labels a student, with studies.py's network at 32 pixels. They are compared by
+validation accuracy: nothing is tested, as the plan is chosen by what is found here.
+
+thresholds.jsonl holds what was measured: the same command, or several at once for other numbers of
+classes, goes on from there, and prints the tables.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import pseudo_label
+import train
+from model import Checkpoint
+from pseudo_label import Labelling
+from results.check_labels import read, shares
+from results.measure import processor, read_all
+from results.studies import BASE
+from results.summarize import spread, table
+from results.verdicts import in_words
+from support import InputError, cli, devices, files
+from support.images import ImageSet, Splits
+
+LABELS, STEPS = 20, 1_000  # labelled images of each class; steps of a training
+TRIALS = {2: 5, 5: 2, 10: 2}  # by number of classes; each has labelled images of its own
+ALL = "all, balanced"
+
+
+def ways(classes: int) -> dict[str, Labelling]:
+    """What is compared; where a number of each class is kept, over the paper's threshold of 0.3."""
+    return {
+        ALL: Labelling(threshold=0.0),
+        "all, at a temperature of 0.5": Labelling(threshold=0.0, temperature=0.5),
+        "all, as they are": Labelling(threshold=0.0, balance=False),
+        "confidence over 0.8": Labelling(threshold=0.8),
+        "a quarter, equally many of each class": Labelling(per_class=2_000 // classes),
+        "200 of each class": Labelling(per_class=200),
+    }
+
+
+def choose(whole: Splits, classes: int, trial: int) -> Splits:
+    """The trial's classes alone, with all labelled images that are left aside for validation."""
+    labels = [(trial * classes + place) % 10 for place in range(classes)]
+    names = tuple(whole.labeled.classes[label] for label in labels)
+
+    def of_classes(source: ImageSet, first: int, last: int | None) -> ImageSet:
+        rows = [(source.labels == label).nonzero().flatten().roll(-trial * LABELS)[first:last]
+                for label in labels]
+        number = torch.cat([torch.full_like(found, place) for place, found in enumerate(rows)])
+        return replace(source.subset(torch.cat(rows)), labels=number, classes=names)
+
+    aside, known = of_classes(whole.labeled, LABELS, None), of_classes(whole.validation, 0, None)
+    validation = ImageSet(torch.cat([aside.labels, known.labels]), names,
+                          torch.cat([aside.pixels, known.pixels]))
+    return replace(whole, labeled=of_classes(whole.labeled, 0, LABELS), validation=validation,
+                   unlabeled=replace(whole.unlabeled, classes=names))
+
+
+def measure(splits: Splits, truth: dict[str, str], seed: int, folder: Path,
+            known: set[str]) -> Iterator[dict]:
+    """The teacher's row and then each student's that is not known; accuracies in percent."""
+    machine, epochs = devices.CPU.chosen(), STEPS * BASE.batch_size / len(splits.labeled)
+    config = replace(BASE, epochs=epochs, evaluate_epochs=epochs / 10, seed=seed)
+    teacher = train.train(replace(config, unlabeled_ratio=0), splits.labeled, splits.validation,
+                          None, out=folder / "teacher.pt", machine=machine, name="teacher")
+    found = Checkpoint.load(teacher)
+    if "teacher" not in known:
+        yield {"kept": "teacher", "val_top1": found.val_top1}
+    for way, labelling in ways(len(splits.labeled.classes)).items():
+        if way in known:
+            continue
+        begun, out = time.monotonic(), folder / f"{files.slug(way)}.pt"
+        try:
+            pseudo = pseudo_label.label(found, splits.unlabeled, out.with_suffix(""), labelling,
+                                        seed=seed + 1, machine=machine, progress=None)
+        except InputError as error:  # no image is confident enough
+            print(f"{way}: {error}; left out")
+            continue
+        train.train(replace(config, seed=seed + 1), splits.labeled, splits.validation, pseudo,
+                    out=out, machine=machine, name=way)
+        chosen = [row | {"name": Path(row["file"]).name}
+                  for row in read(out.with_suffix("") / "labels.csv")]
+        yield {"kept": way, "val_top1": Checkpoint.load(out).val_top1,
+               "shares": shares(chosen, truth), "minutes": (time.monotonic() - begun) / 60}
+
+
+def page(rows: list[dict], classes: int) -> str:
+    """A table of the trials with so many classes; differences from ALL with 95 % intervals."""
+    found: dict[str, dict] = {}
+    for row in rows:
+        if row["classes"] == classes:
+            found.setdefault(row["kept"], {})[row["trial"]] = row
+    lines = []
+    for kept, trials in found.items():
+        labels = [row["shares"] for row in trials.values() if "shares" in row]
+        gains = [row["val_top1"] - found[ALL][trial]["val_top1"] for trial, row in trials.items()
+                 if trial in found.get(ALL, {})]
+        lines.append([
+            kept, *(map(spread, zip(*labels, strict=True)) if labels else ["-"] * 4),
+            spread([row["val_top1"] for row in trials.values()]),
+            ", ".join(f"{row['val_top1']:.1f}" for row in trials.values()),
+            in_words(gains) if gains and kept != ALL else "-"])
+    return table([f"{classes} classes: kept", "unique", "of a class", "of these right",
+                  "right, with copies", "validation top-1", "by trial", "minus all, balanced"],
+                 lines)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Measure what is missing in thresholds.jsonl, and print the tables"""
+
+    data: cli.Folder  # labeled, val, test, pool, and pool-truth.csv
+    classes: list[cli.Count] | None = None  # numbers of classes (default: 2 5 10)
+    runs: cli.Folder = "runs/thresholds"  # checkpoints and labels
+    results: cli.File = Path(__file__).with_suffix(".jsonl")
+
+
+def main(flags: Flags) -> None:
+    if unknown := set(flags.classes or ()) - TRIALS.keys():
+        raise InputError(f"--classes {min(unknown)}: choose from 2, 5 and 10")
+    torch.set_num_threads(1)
+    whole, file = read_all(flags.data, BASE.image_size), Path(flags.results)
+    classes_of = {Path(row["file"]).name: row["class"]
+                  for row in read(Path(flags.data, "pool-truth.csv"))}
+    file.touch()
+    for classes in flags.classes or TRIALS:
+        for trial in range(TRIALS[classes]):
+            splits = choose(whole, classes, trial)
+            truth = {name: found if found in splits.labeled.classes else ""
+                     for name, found in classes_of.items()}
+            known = {row["kept"] for row in map(json.loads, file.read_text().splitlines())
+                     if (row["classes"], row["trial"]) == (classes, trial)}
+            folder = Path(flags.runs, f"{classes}-{trial}")
+            for row in measure(splits, truth, trial, folder, known):
+                row |= {"classes": classes, "trial": trial, "processor": processor()}
+                with open(file, "a") as lines:
+                    lines.write(json.dumps(row) + "\n")
+                print(f"{classes} classes, trial {trial}: {row['kept']} {row['val_top1']:.2f}",
+                      flush=True)
+    rows = [*map(json.loads, file.read_text().splitlines())]
+    for classes in sorted({row["classes"] for row in rows}):
+        print("\n" + page(rows, classes))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
