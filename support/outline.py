@@ -1,7 +1,7 @@
 """What a loop will do, before it does it: its stages, their images, and the hours they take."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,24 +103,22 @@ def outline(plan: str, generations: Sequence, flags, source, train_phases: Calla
         text.append(f"{hours:,.1f} device hours at {flags.images_per_second:g} images a second "
                     "(labelling: three times as many), without validation and test")
     changed = {}  # the generations that change the same
-    for generation in generations:
-        changed.setdefault(_changes(generation, recipe), []).append(generation.name)
+    for number, generation in enumerate(generations):
+        changed.setdefault(_changes(generation, recipe, number > 0), []).append(generation.name)
     text += [f"{', '.join(names)}: {changes}" for changes, names in changed.items()]
     return "\n\n".join(text)
 
 
-def _changes(generation, recipe: Callable) -> str:
+def _changes(generation, recipe: Callable, student: bool) -> str:
     """What a generation changes of the paper's recipe for its model."""
-    usual, changed = recipe(generation.config.arch), []
-    for field in fields(usual):
-        paper, here = (getattr(config, field.name) for config in (usual, generation.config))
-        if paper != here and field.name not in ("seed", "labeled_images"):
-            changed.append(f"{field.name} {here} ({paper})")
-    if generation.labelling.temperature != 1:
-        changed.append(f"temperature {generation.labelling.temperature} (1.0)")
-    if generation.from_teacher:
-        changed.append("from_teacher True (False)")
-    return f"not as in the paper (there): {', '.join(changed)}" if changed else "as in the paper"
+    config, labelling = generation.config, generation.labelling
+    paper, here = vars(recipe(config.arch)) | {"start_from": None}, vars(config) | vars(generation)
+    if student:
+        paper |= vars(type(labelling)(per_class=130_000)) | {"joint": True, "from_teacher": False}
+        here |= vars(labelling) | {"per_class": labelling.per_class or "pool / classes"}
+    changed = ", ".join(f"{name} {here[name]} ({value})" for name, value in paper.items()
+                        if here[name] != value and name not in ("seed", "labeled_images"))
+    return f"not as in the paper (there): {changed}" if changed else "as in the paper"
 
 
 class Loop:

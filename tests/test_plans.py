@@ -173,6 +173,20 @@ def test_a_dry_run_says_what_a_small_plan_changes_of_the_papers_recipe(capsys):
         assert change in changes["student 1, student 2"] and change not in changes["teacher"]
 
 
+def test_a_dry_run_names_the_ablations_and_how_labels_are_kept(capsys):
+    _, text = outlined(capsys, "--plan", "figure2", "--no-joint", "--noised-teacher",
+                       "--pseudo-labels", "hard", "--no-balance", "--per-class", "9",
+                       "--no-filter", "--from-teacher")
+    teacher, student = (line for line in text.splitlines() if "paper" in line)
+    assert teacher == "teacher: as in the paper"
+    for change in ("joint False (True)", "noised_teacher True (False)", "kind hard (soft)",
+                   "balance False (True)", "per_class 9 (130000)", "threshold 0.0 (0.3)",
+                   "from_teacher True (False)"):
+        assert change in student
+    _, own = outlined(capsys, "--plan", "own")
+    assert "per_class pool / classes (130000)" in own
+
+
 # ---- SVHN ----
 
 
