@@ -96,8 +96,8 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
     """Run Algorithm 1 and return the report; what is complete in `out` already is not run again.
 
     Args:
-        labels_only: also train each student's model on the labels alone, for as many steps: what
-            a student gains on it is the pool's doing.
+        labels_only: also train each student's model on the labels alone, from a like start for as
+            many steps: what a student gains on it is the pool's doing.
         robustness: also run eval_robust.quick_suite on test images.
         allow_chance: only warn of a teacher that guesses; else it is an InputError.
     """
@@ -126,8 +126,10 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assigned, step 4
         models.append((generation, teacher, pseudo))
 
-    on_labels = [train_phases(alone, learn, None, alone.start_from) if labels_only and alone
-                 else None for alone in plans.on_labels_only(generations)]
+    on_labels, start = [None] * len(models), models[0][1]
+    for number, alone in enumerate(plans.on_labels_only(generations) if labels_only else (), 1):
+        start = start if alone.from_teacher else alone.start_from
+        on_labels[number] = start = train_phases(alone, learn, None, start)
 
     # Every choice is made: only now is the test set read, so that nothing is chosen by it.
     rows = [test(generation, checkpoint, pseudo, alone, splits.test, machine, robustness)

@@ -57,8 +57,7 @@ def stages(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool
         if number:
             selected = (generation.labelling.per_class or pool // classes) * classes
             found[first] = found[first]._replace(labels_made=pool + min(selected, pool))
-    alone = filter(None, plans.on_labels_only(generations)) if labels_only else ()
-    for generation in dict.fromkeys(alone):
+    for generation in dict.fromkeys(plans.on_labels_only(generations) if labels_only else ()):
         train_phases(generation, learn, None, None)
     return found
 

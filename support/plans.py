@@ -81,7 +81,8 @@ GENERATIONS = {
     ),
     "cifar10-cpu": (
         # Without RandAugment, as the authors' B0: so small a network is better so on labels alone.
-        ("teacher", CIFAR_CPU | {"rand_augment_operations": 0}, {}),
+        # It takes twice the steps of a student to its end.
+        ("teacher", CIFAR_CPU | {"rand_augment_operations": 0, "epochs": 72.0}, {}),
         ("student 1", CIFAR_CPU, SHARP),
         ("student 2", CIFAR_CPU, SHARP),
     ),
@@ -167,22 +168,24 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
 
 
 def on_labels_only(generations: Sequence) -> list:
-    """None for the teacher, and each student for the labels alone, in as many steps and phases.
+    """Each student for the labels alone, in as many steps and phases.
 
     It has the noise of the student's model, and on its images the teacher's, which a plan has for
-    labels alone. Students that differ in nothing else than in their use of the pool get the same
-    one, whose training is then found finished.
+    labels alone. Where a student starts from its teacher, it starts from the one before: the first
+    teacher, or the student before on labels alone. Students from scratch that differ in nothing
+    else than in their use of the pool get the same one, whose training is then found finished.
     """
     # paper: RandAugment for all baselines (section 3.2); here: a plan's teacher may have less, if
     # that is better on labels alone.
     noise = {name: getattr(generations[0].config, name)
              for name in ("rand_augment_operations", "rand_augment_magnitude")}
-    found, different = [None], {}
+    found, different = [], {}
     for number, student in enumerate(generations[1:], 1):
         alone = student.seeded(number).seeded(1)
-        alone = replace(alone, name=f"{student.name}, labels only", from_teacher=False,
+        alone = replace(alone, name=f"{student.name}, labels only",
                         config=replace(alone.config, unlabeled_ratio=0, **noise))
-        same = replace(alone, name="", labelling=None, config=replace(alone.config, seed=0))
+        same = replace(alone, name=number if student.from_teacher else "", labelling=None,
+                       config=replace(alone.config, seed=0))
         found.append(different.setdefault(same, alone))
     return found
 

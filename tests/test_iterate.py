@@ -315,7 +315,7 @@ def test_students_that_differ_in_their_use_of_the_pool_share_one_training_on_lab
     splits = datasets.demo(0, labels_per_class=2, unlabeled=40, val_per_class=1, test_per_class=1)
     rows = iterate.iterate((
         Generation("teacher", QUICK), Generation("student 1", QUICK, labelling[0]),
-        Generation("student 2", twice, labelling[1], from_teacher=True),
+        Generation("student 2", twice, labelling[1]),
         Generation("student 3", wider, labelling[1]),
     ), splits, tmp_path, devices.CPU, robustness=False)["generations"]
     alone = {path.stem for path in tmp_path.glob("*labels-only.pt")}
@@ -323,6 +323,27 @@ def test_students_that_differ_in_their_use_of_the_pool_share_one_training_on_lab
     assert {"student 1, labels only", "student 3, labels only"} < set(steps_of(tmp_path))
     for row, name in zip(rows[1:], (1, 1, 3), strict=True):
         network = Checkpoint.load(tmp_path / f"student-{name}-labels-only.pt").network()
+        assert row["labels_only_test_top1"] == train.accuracy(
+            network, splits.test, 32, devices.CPU)
+
+
+def test_labels_alone_start_where_their_student_does_or_the_one_before_on_labels_alone(tmp_path):
+    """Else more steps behind a student would look like the pool's doing."""
+    labelling = Labelling(threshold=0.0, per_class=4)
+    splits = datasets.demo(0, labels_per_class=2, unlabeled=40, val_per_class=1, test_per_class=1)
+    rows = iterate.iterate((
+        Generation("teacher", QUICK),
+        Generation("student 1", QUICK, labelling, from_teacher=True),
+        Generation("student 2", QUICK, labelling, from_teacher=True),
+        Generation("student 3", QUICK, labelling),
+    ), splits, tmp_path, devices.CPU, robustness=False)["generations"]
+    starts = {number: settings_of(tmp_path / f"student-{number}-labels-only.pt")["start"]
+              for number in (1, 2, 3)}
+    assert starts[1] == weights_of(tmp_path / "teacher.pt")
+    assert starts[2] == weights_of(tmp_path / "student-1-labels-only.pt")
+    assert starts[3] is None
+    for row, number in zip(rows[1:], starts, strict=True):
+        network = Checkpoint.load(tmp_path / f"student-{number}-labels-only.pt").network()
         assert row["labels_only_test_top1"] == train.accuracy(
             network, splits.test, 32, devices.CPU)
 
