@@ -7,19 +7,11 @@ classes, as the paper's pool is full of what ImageNet has no name for.
 A shape is a signed distance: a function of coordinates in which the shape has about radius one;
 negative inside, positive outside. That makes every shape one line, every pose a change of
 coordinates, and every edge smooth: a pixel is covered by clip(1/2 - distance).
-
-    python -m support.demo_images --out demo.png    draw some of them, one row for each class
 """
-
-import sys
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.utils import save_image
-
-from support import cli
 
 
 def box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
@@ -130,23 +122,3 @@ def draw(classes: np.ndarray, stream: tuple[int, int]) -> Tensor:
         pictures[blend] = (pictures[blend] + draw_kinds(names[second[blend]], random)) / 2
         pixels.append(torch.from_numpy((pictures * 255).round().astype(np.uint8)))
     return torch.cat(pixels)
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What to draw"""
-
-    out: cli.File  # the PNG file to write
-    seed: cli.Whole = 0  # of the random numbers
-
-
-def main(flags: Flags) -> None:
-    """Write a picture with a row of images for each class, and a last one of images of none."""
-    pixels = draw(np.array([*range(len(CLASSES)), -1]).repeat(16), (flags.seed, 5))
-    pixels = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3)  # twice as large
-    save_image(pixels / 255, flags.out, "png", nrow=16, padding=4, pad_value=1)
-    print(f"{flags.out}: a row for each of {', '.join(CLASSES)}; the last shows none of them")
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main))

@@ -16,14 +16,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from support import InputError, devices, images
+from support import InputError, devices
 from support.files import lock, plain, require_same, write_atomically
 from support.outline import Loop
 
@@ -107,7 +107,7 @@ class Run:
         """(step, batch) to the last one, under a progress bar and with the log open."""
         with contextlib.ExitStack() as held:
             held.enter_context(lock(self.out, self.lock))
-            self.write_line = held.enter_context(open_log(self.log_file, self.name, self.first))
+            trim_log(self.log_file, self.name, self.first)
             self.bar = tqdm(batches, self.name, self.total, initial=self.first, unit="step",
                             disable=devices.rank() > 0,
                             mininterval=0.5 if sys.stderr.isatty() else 20)
@@ -132,7 +132,7 @@ class Run:
         self.figures |= figures
         if not math.isfinite(figures.get("loss", 0)):
             raise self._diverged(f"the loss is {figures['loss']} at step {step}")
-        self.write_line({"step": step, **figures})
+        self._write_line({"name": self.name, "step": step, **figures})
         shown = {name: f"{self.figures[key]:{form}}" for name, key, form in (
             ("loss", "loss", ".3f"), ("val", "val_top1", ".1f"),
             ("images_s", "images_per_second", ".0f")) if key in self.figures}
@@ -158,6 +158,16 @@ class Run:
                 self.state.unlink(missing_ok=True)
         return self.out
 
+    def _write_line(self, line: dict) -> None:
+        if devices.rank() > 0:
+            return
+        try:
+            with open(self.log_file, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.log_file}: not written ({error}); make room: the same command "
+                             "continues") from None
+
     def _diverged(self, what: str) -> FloatingPointError:
         kept = f"; {self.state} holds the last finite state" if self.state.exists() else ""
         return FloatingPointError(
@@ -165,55 +175,14 @@ class Run:
             f"one or a longer warm-up, and another output{kept}")
 
 
-@contextlib.contextmanager
-def open_log(path: Path, name: str, first: int) -> Iterator[Callable[[dict], None]]:
-    """A function that adds a line to the log, and to TensorBoard where that is installed."""
-    if devices.rank() > 0:
-        yield lambda line: None
-        return
-    try:
-        trim_log(path, name, first)
-    except OSError as error:
-        raise InputError(f"{path}: not read ({error}); choose another place") from None
-    boards = []
-    with _optional(path):
-        from torch.utils.tensorboard import SummaryWriter
-        boards.append(SummaryWriter(str(path.parent / "tensorboard" / name), purge_step=first))
-
-    def write(line: dict) -> None:
-        try:
-            with open(path, "a") as file:
-                file.write(json.dumps({"name": name, **line}) + "\n")
-        except OSError as error:
-            raise InputError(f"{path}: not written ({error}); make room: the same command "
-                             "continues") from None
-        with _optional(path):
-            for board in boards:
-                for key in line.keys() - {"step"}:
-                    board.add_scalar(key, line[key], line["step"])
-
-    yield write
-    with _optional(path):
-        for board in boards:
-            board.close()
-
-
-@contextlib.contextmanager
-def _optional(log: Path) -> Iterator[None]:
-    """TensorBoard is a second log: if it is not installed, or broken, the first one is enough."""
-    try:
-        yield
-    except ImportError:
-        pass
-    except Exception as error:  # a broken installation raises nearly anything
-        images.say_once(f"TensorBoard fails ({error}): {log} alone holds the log")
-
-
 def trim_log(path: Path, name: str, first: int) -> None:
     """Drop the lines that an interrupted run wrote from step `first` on: they come again."""
-    if not path.exists():
+    if devices.rank() > 0 or not path.exists():
         return
-    kept, lines = [], path.read_text(errors="replace").splitlines()
+    try:
+        kept, lines = [], path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: not read ({error}); choose another place") from None
     for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)

@@ -4,9 +4,8 @@ import itertools
 
 import numpy as np
 import torch
-from PIL import Image
 
-from support import cli, demo_images
+from support import demo_images
 
 
 def test_pictures_follow_their_seed():
@@ -24,14 +23,3 @@ def test_every_demo_shape_is_distinct_and_neither_empty_nor_full():
         assert 0.05 < shape.mean() < 0.6
     for one, other in itertools.combinations(shapes.values(), 2):
         assert (one != other).mean() > 0.04
-
-
-def test_contact_sheet_has_a_row_for_each_class_and_one_for_no_class(tmp_path):
-    assert cli.run(demo_images.main, ["--out", str(tmp_path / "sheet.png")]) == 0
-    assert Image.open(tmp_path / "sheet.png").height == 2 * (11 * 34 + 2)
-
-
-def test_contact_sheet_that_cannot_be_written_exits_with_2(tmp_path, capsys):
-    missing = str(tmp_path / "missing" / "sheet.png")
-    assert cli.run(demo_images.main, ["--out", missing]) == 2
-    assert missing in capsys.readouterr().err

@@ -18,7 +18,7 @@ import torch
 from tiny import ROOT, TINY, run, same, weights, write_images
 
 import train
-from support import InputError, cli, images, runs
+from support import InputError, cli, runs
 
 
 @pytest.fixture(scope="module")
@@ -142,26 +142,6 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     capsys.readouterr()
     assert count(tmp_path / "a.pt") is None
     assert capsys.readouterr().out == f"{tmp_path / 'a.pt'}: finished already\n"
-
-
-@pytest.mark.parametrize("error", [AttributeError("no attribute"), TypeError("descriptors"),
-                                   ImportError("not installed")])
-@pytest.mark.parametrize("broken", ["import", "add_scalar", "close"])
-def test_a_broken_tensorboard_does_not_stop_a_run(tmp_path, monkeypatch, capsys, error, broken):
-    def fail(*_, **__):
-        raise error
-
-    methods = {"__init__": lambda *_, **__: None, "add_scalar": lambda *_: None,
-               "close": lambda *_: None}
-    methods["__init__" if broken == "import" else broken] = fail
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = type("SummaryWriter", (), methods)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    images.say_once.cache_clear()
-    assert count(tmp_path / "a.pt") == (45, 0)
-    said = capsys.readouterr().out
-    assert said.count("TensorBoard fails") == (not isinstance(error, ImportError))
-    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 6
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(splits, tmp_path):
@@ -345,23 +325,3 @@ def test_a_log_that_cannot_be_written_ends_with_one_line(splits, tmp_path):
     with mock.patch.object(runs, "json", full):
         with pytest.raises(InputError, match="a.jsonl: not written .full.; make room"):
             run(TINY, splits, tmp_path / "a.pt")
-
-
-def test_tensorboard_gets_the_log_where_it_is_installed(splits, tmp_path, monkeypatch):
-    written = []
-
-    class SummaryWriter:
-        def __init__(self, folder, purge_step):
-            self.folder = folder
-
-        def add_scalar(self, key, value, step):
-            written.append((key, step))
-
-        def close(self):
-            written.append("closed")
-
-    fake = types.SimpleNamespace(SummaryWriter=SummaryWriter)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    run(TINY, splits, tmp_path / "a.pt")
-    assert {("loss", 0), ("val_top1", 7), ("learning_rate", 3)} <= set(written)
-    assert written[-1] == "closed"
