@@ -1,15 +1,15 @@
-"""Input noise: RandAugment, crops, flips and normalization, on whole batches of uint8 images.
+"""Input noise: RandAugment, crops, flips and normalisation, on whole batches of uint8 images.
 
 Noisy Student Training (https://arxiv.org/abs/1911.04252), sections 2 ("Noising Student") and 3.1:
-the student sees RandAugment images (two operations, magnitude 27); its teacher labels clean ones.
+the student gets RandAugment images (two operations, magnitude 27); its teacher labels clean ones.
 RandAugment is https://arxiv.org/abs/1909.13719. The sixteen operations are those of the authors'
 code, each equal to its counterpart in PIL bit for bit, and all are one of four mechanisms:
 
     blend     with a degenerate copy of the image       Color, Sharpness
     look-up   a 256-entry table per image and channel   AutoContrast, Equalize, Invert, Contrast,
                                                         Posterize, Solarize, SolarizeAdd, Brightness
-    warp      nearest neighbor, empty pixels gray       Rotate, ShearX/Y, TranslateX/Y
-    mask      a gray square                             Cutout
+    warp      nearest neighbour, empty pixels grey      Rotate, ShearX/Y, TranslateX/Y
+    mask      a grey square                             Cutout
 
 Randomness is kept apart from pixels: `RandAugment.draw` takes a few numbers per image from a CPU
 generator, `apply` is a function of images and numbers alone. So equal seeds give equal batches on
@@ -31,7 +31,7 @@ from torch import Generator, Tensor
 from support import batches, kernels
 from support.images import DEVIATION, MEAN, center_crop
 
-EMPTY = 128  # gray level of the pixels that a warp or Cutout leaves without content
+EMPTY = 128  # grey level of the pixels that a warp or Cutout leaves without content
 
 # ---- The operations and their strengths ----
 
@@ -55,8 +55,8 @@ STRENGTHS = {  # beside each: its values from magnitude 0 to 10; the one that ch
     "Posterize": Strength(slope=4, rounded=lambda bits: 8 - min((8 - math.floor(bits)) % 256, 7)),
     "Solarize": Strength(slope=256, rounded=lambda level: math.floor(level) % 256),
     "SolarizeAdd": Strength(slope=110, rounded=math.floor),  # adds 0 to 110 to levels < 128; 0
-    "Color": Strength(start=0.1, slope=1.8),                 # factor 0.1 to 1.9, 0 is gray; 1
-    "Contrast": Strength(start=0.1, slope=1.8),              # factor 0.1 to 1.9, 0: mean gray; 1
+    "Color": Strength(start=0.1, slope=1.8),                 # factor 0.1 to 1.9, 0 is grey; 1
+    "Contrast": Strength(start=0.1, slope=1.8),              # factor 0.1 to 1.9, 0: mean grey; 1
     "Brightness": Strength(start=0.1, slope=1.8),            # factor 0.1 to 1.9, 0 is black; 1
     "Sharpness": Strength(start=0.1, slope=1.8),             # factor 0.1 to 1.9, 0: smooth; 1
     "ShearX": Strength(slope=0.3, signed=True),              # 0 to 0.3 columns per row; 0
@@ -102,7 +102,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """3x3 mean, the center counted five times; border pixels stay (PIL's SMOOTH). To float32."""
+    """3x3 mean, the centre counted five times; border pixels stay (PIL's SMOOTH). To float32."""
     pixels, smooth = images.short(), images.float()
     rows = (pixels[:, :, :-2] + pixels[:, :, 1:-1]).add_(pixels[:, :, 2:])
     total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
@@ -144,7 +144,7 @@ def _equalize(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
 
 def _contrast(images: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
     """Blends with the mean luma, rounded half up."""
-    # authors: blend with gray height * width / 256, a bug; here: as in PIL.
+    # authors: blend with grey height * width / 256, a bug; here: as in PIL.
     total = _luma(images).sum(3, dtype=torch.int32).sum(2, keepdim=True)
     count = images.shape[2] * images.shape[3]
     return blend((2 * total + count) // (2 * count), levels, factor)
@@ -165,11 +165,11 @@ TABLES = {
 
 # ---- Mechanism 3: warps ----
 # A matrix (a, b, c, d, e, f) takes the output's point (x, y) to the source's (a x + b y + c,
-# d x + e y + f). x points right and y down from the top left corner; pixel centers lie at halves.
+# d x + e y + f). x points right and y down from the top left corner; pixel centres lie at halves.
 
 
 def _rotation(degrees: float, x: float, y: float) -> tuple[float, ...]:
-    """Counter-clockwise about the image's center (x, y)."""
+    """Counter-clockwise about the image's centre (x, y)."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
 
@@ -207,7 +207,7 @@ def pixels_at(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, matrices: list[list[int]]) -> Tensor:
-    """Nearest-neighbor affine maps: uint8 (N, 3, H, W), N results of `matrix`."""
+    """Nearest-neighbour affine maps: uint8 (N, 3, H, W), N results of `matrix`."""
     (height, width), (y, x) = images.shape[2:], coordinates(images)
     fixed = torch.tensor(matrices, dtype=torch.int32).to(images.device).view(-1, 2, 3, 1, 1)
     # A frame of empty pixels, one wide, takes all coordinates outside of the image; 1 << 16 is
@@ -222,7 +222,7 @@ def warp(images: Tensor, matrices: list[list[int]]) -> Tensor:
 
 
 def cutout(images: Tensor, centers: Tensor, half: Tensor) -> Tensor:
-    """Gray squares on uint8 (N, 3, H, W): centers (N, 2) as row and column, half sides (N,).
+    """Grey squares on uint8 (N, 3, H, W): centers (N, 2) as row and column, half sides (N,).
 
     Rows and columns from center - half up to, but not including, center + half, inside the image.
     """
@@ -248,7 +248,7 @@ class RandAugment:
 
     def draw(self, chance: batches.Chance, height: int, width: int) -> Tensor:
         """The operations of N images of height x width pixels, (N, num_ops, 4) float64: an index in
-        OPERATIONS, its signed value, the row and the column of Cutout's center.
+        OPERATIONS, its signed value, the row and the column of Cutout's centre.
         """
         values = []  # of each operation, with either sign
         for name, strength in STRENGTHS.items():

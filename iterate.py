@@ -96,8 +96,8 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
     """Run Algorithm 1 and return the report; what is complete in `out` already is not run again.
 
     Args:
-        labels_only: also train each student's model on the labels alone, from a like start for as
-            many steps: what a student gains on it is the pool's doing.
+        labels_only: also train each student's model on the labels alone, from a similar start for
+            as many steps: what a student gains over it is due to the pool.
         robustness: also run eval_robust.quick_suite on test images.
         allow_chance: only warn of a teacher that guesses; else it is an InputError.
     """
@@ -131,7 +131,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         start = start if alone.from_teacher else alone.start_from
         on_labels[number] = start = train_phases(alone, learn, None, start)
 
-    # Every choice is made: only now is the test set read, so that nothing is chosen by it.
+    # All choices are made: the test set is read only now, so that none can depend on it.
     rows = [test(generation, checkpoint, pseudo, alone, splits.test, machine, robustness)
             for (generation, checkpoint, pseudo), alone in zip(models, on_labels, strict=True)]
     for robust in filter(None, (row["robustness"] for row in rows)):
@@ -172,7 +172,7 @@ class Flags:
     allow_smaller_student: bool = False  # against the paper's advice
     allow_chance: bool = False  # go on with a teacher that does no better than guessing
     dry_run: bool = False  # only print what would be done, without any image
-    images_per_second: cli.Positive | None = None  # of a training: a dry run in device hours, too
+    images_per_second: cli.Positive | None = None  # training speed: a dry run in device hours, too
 
 
 def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],

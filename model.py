@@ -80,7 +80,7 @@ BatchNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 def scaling(arch: str) -> Scaling:
     """The scaling of a published name, or of "WIDTHxDEPTH" such as "0.35x0.5" for any other.
 
-    The latter has 32 pixels and the smallest published dropout, 0.2. Else raises InputError.
+    The latter has 32 pixels and the smallest published dropout, 0.2. Otherwise InputError.
     """
     if arch in SCALING:
         return SCALING[arch]
@@ -228,7 +228,7 @@ class EfficientNet(nn.Module):
         return self.classifier(dropped)
 
     def train(self, mode: bool = True) -> "EfficientNet":
-        """Set the mode, but keep what freeze_shallow has fixed in evaluation mode."""
+        """Set the mode, but keep what freeze_shallow froze in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, Block | nn.BatchNorm2d | nn.SyncBatchNorm):
@@ -285,8 +285,8 @@ def load_pretrained(network: EfficientNet, state_dict: dict[str, Tensor],
                     conventions: weights.Conventions | None = None) -> EfficientNet:
     """Load weights of timm's tf_efficientnet_*, of torchvision's efficientnet_*, or our own.
 
-    The network's state dict does not hold how it pads and normalises: the conventions do, by
-    default those of the source that the names tell. `fresh_classifier` keeps the network's own,
+    The state dict does not say how the network pads and normalises: the conventions do, by
+    default those of the source that its names imply. `fresh_classifier` keeps the network's own,
     untrained classifier, for other classes. InputError where a name or a shape does not fit.
     """
     own, found = network.state_dict(), weights.our_names(state_dict)

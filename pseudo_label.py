@@ -4,7 +4,7 @@ The paper labels 300 M images and trains on 81 M of them. The probabilities of a
 600 GB (in float16), so the teacher makes two passes, the second over few images:
 
     pass 1    confidence and class of every image                    predict
-    between   the images it is sure of, equally many a class         select
+    between   the confident images, equally many per class           select
     pass 2    soft or hard targets of the selected images alone      make_targets
 
 While it labels the teacher is not noised: evaluation mode, its averaged weights, centre-cropped
@@ -87,8 +87,8 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     less than 130K images, we duplicate some images at random so that each class can have 130K
     images."
 
-    Duplicates are as even as can be: of n images of a class each comes per_class // n times, and a
-    random per_class % n of them once more. A class without any candidate is left out.
+    Duplicates are as even as can be: of n images of a class each appears per_class // n times, and
+    a random per_class % n of them once more. A class without any candidate is left out.
 
     Args:
         confidence, label: (M,) largest probability of each image, and its class.
@@ -107,7 +107,7 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     wanted = per_class if balance else len(confidence)
 
     # Each class's positions in the pool over the threshold, most confident first, at most `wanted`.
-    # authors: a histogram finds each class's limit, coins the last copies; here: both are exact.
+    # authors: a histogram gives each class's limit, coin flips its copies; here: both are exact.
     random, chosen = np.random.default_rng(seed), [np.zeros(0, np.int64)]
     for positions in ranked(confidence, label, num_classes, threshold, wanted):
         if balance and len(positions):
@@ -139,7 +139,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
           batch_size: int | None = None, progress: str | None = "labelling") -> PseudoLabels:
     """Algorithm 1, step 2: label a pool, filter and balance, and keep it all in the folder `out`.
 
-    What is there already is not made again; InputError if it is of another teacher, pool or
+    What exists already is not made again; InputError if it is from another teacher, pool or
     settings. A class without any confident image is named in a warning and left out.
 
     Args:
@@ -191,7 +191,7 @@ class Flags:
     teacher: cli.File  # checkpoint of train.py or iterate.py
     unlabeled: cli.Folder  # images, nested as you like
     out: cli.Folder | None = None  # where the labels go, for train.py
-    csv: cli.File | None = None  # label nothing, but list what the teacher says of each image
+    csv: cli.File | None = None  # only list the teacher's predictions for each image
     top: cli.Count = 1  # classes of an image in that list
     held_out: list[cli.Folder] | None = None  # validation and test images, which are left out
     seed: cli.Whole = 0  # of the duplicates, and of a noised teacher

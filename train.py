@@ -1,6 +1,6 @@
 """Train a teacher or a student: the joint loss of Noisy Student Training (Algorithm 1, step 3).
 
-A teacher sees labelled images alone; a student sees, at each step, B labelled and r * B pseudo-
+A teacher trains on labelled images; a student, at each step, on B labelled and r * B pseudo-
 labelled images as one batch. Both are noised: RandAugment on the images, dropout and stochastic
 depth in the model (section 2).
 
@@ -204,7 +204,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linear warm-up, then exponential or cosine decay.
 
     Section 3.1: "starts at 0.128 for labeled batch size 2048 and decays by 0.97 every 2.4 epochs".
-    The warm-up of 5 epochs is the authors', and the decay in steps, whose epochs include those.
+    The warm-up of 5 epochs is the authors'; so is the decay in steps, which counts those epochs.
     """
     epoch = step / config.steps_per_epoch
     peak = config.learning_rate * config.batch_size / 256
@@ -346,9 +346,9 @@ class Flags:
     labeled: cli.Folder  # class folders of images
     out: cli.File  # checkpoint to write
     val: cli.Folder | None = None  # class folders to choose the checkpoint by
-    unlabeled: cli.Folder | None = None  # the pool that was pseudo-labelled, by the same path
+    unlabeled: cli.Folder | None = None  # the pool as given to pseudo_label.py, same path
     pseudo_label_dir: cli.Folder | None = None  # what pseudo_label.py wrote
-    pseudo_labels: Literal["soft", "hard"] | None = None  # their kind, to be sure of it
+    pseudo_labels: Literal["soft", "hard"] | None = None  # their kind, as a check
     start_from: cli.File | None = None  # checkpoint to take weights from
     fixed_resolution: cli.Pixels | None = None  # of --start-from: the resolution fix, at this size
     checkpoint_steps: cli.Count | None = None  # between resumable states (default: 1/20, up to 500)

@@ -50,7 +50,7 @@ def main(flags: Flags) -> None:
             raise InputError(f"{folder}/labels.csv: {flags.truth} has no line for {len(unknown)} "
                              f"images, {unknown[0]} among them: give the truth of this pool")
         found.setdefault(folder.name, []).append(shares(chosen, truth))
-    heads = ["labels", "unique images", "of a class", "of these right", "right, with copies"]
+    heads = ["labels", "unique images", "of a class", "correct among these", "correct, with copies"]
     print(table(heads, [[name, *map(spread, zip(*rows, strict=True))]
                         for name, rows in found.items()]))
 

@@ -112,8 +112,8 @@ def page(rows: list[dict], classes: int) -> str:
             spread([row["val_top1"] for row in trials.values()]),
             ", ".join(f"{row['val_top1']:.1f}" for row in trials.values()),
             in_words(gains) if gains and kept != ALL else "-"])
-    return table([f"{classes} classes: kept", "unique", "of a class", "of these right",
-                  "right, with copies", "validation top-1", "by trial", "minus all, balanced"],
+    return table([f"{classes} classes: kept", "unique", "of a class", "correct among these",
+                  "correct, with copies", "validation top-1", "by trial", "minus all, balanced"],
                  lines)
 
 

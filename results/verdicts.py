@@ -102,7 +102,7 @@ def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) 
     """A study's part of the page: the claim, the contrast, and a table of its runs."""
     seeds = sorted({seed for values in rows.values() for seed in values}, key=int)
     columns = {"unique images": "unique", "of a class, %": "of_a_class",
-               "right, with copies, %": "right_with_copies", "loss, labelled": "loss_labeled",
+               "correct, with copies, %": "right_with_copies", "loss, labelled": "loss_labeled",
                "loss, unlabelled": "loss_unlabeled"}
     if study.contrast.figure not in ("test_top1", "loss_gap"):
         columns = {FIGURES[study.contrast.figure]: study.contrast.figure}

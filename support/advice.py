@@ -1,4 +1,4 @@
-"""Warnings of a loop, at the moment a fault is known: settings and images that cannot lead far.
+"""Warnings of a loop, as soon as a fault is known: settings and images that cannot work well.
 
 Each is printed and kept in the notes of the images, and so in report.json.
 """
@@ -11,7 +11,7 @@ from support import InputError, images
 from support.images import Splits
 from support.label_store import PseudoLabels
 
-FEW = 50  # validation images, whose accuracy is known to within 14 points at best (two deviations)
+FEW = 50  # validation images: two deviations of their accuracy are up to 14 points
 NEARLY_ALL = 0.9  # of a pool that one class gets
 SURE = 0.05  # chance that guessing does as well as a teacher that may label
 

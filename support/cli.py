@@ -150,7 +150,7 @@ def parse(main: Callable, argv: list[str] | None = None) -> list:
 def run(main: Callable, argv: list[str] | None = None) -> int:
     """Call a script's main function with its command line; the exit code of the process.
 
-    What the user can mend becomes one line on stderr and the code 2.
+    What the user can fix becomes one line on stderr and the code 2.
     """
     name = Path(sys.modules[main.__module__].__file__).name
     for stream in (sys.stdout, sys.stderr):  # names of files and classes need not be text

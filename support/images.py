@@ -148,7 +148,7 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image, file: str) -> Image.Image:
-    """An image of up to 16 bits in shades of gray; its maximum tells how many of them it uses."""
+    """An image of up to 16 bits in shades of grey; its maximum tells how many of them it uses."""
     wide = image.convert("I")
     darkest, brightest = wide.getextrema()
     if image.mode == "F" or darkest < 0 or brightest >= 2**16:

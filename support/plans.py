@@ -46,9 +46,9 @@ TINY = DEMO | {
     "learning_rate": 0.056, "ema_decay": 0.99, "epochs": 256.0, "evaluate_epochs": 16.0,
 }
 TINY_LABELS = {"per_class": 200}
-# Photographs: the crops are ImageNet's at any size, and labels are seen so often that the pool, not
-# the labels alone, decides the last points (results/photographs.md).
-# authors: no RandAugment for B0 and B1 on ImageNet; here: some, as own sets have fewer labels.
+# Photographs: the crops are ImageNet's at any size, and labels are repeated so often that it is
+# the pool that decides the last points (results/photographs.md).
+# authors: no RandAugment for B0 and B1 on ImageNet; here: some, as users' sets have fewer labels.
 OWN = FEW_LABELS | {
     "arch": "b0", "image_size": 224, "crops": "imagenet", "batch_size": 64, "unlabeled_ratio": 1,
     "rand_augment_operations": 1, "rand_augment_magnitude": 6.0, "learning_rate": 0.012,
@@ -62,8 +62,8 @@ CIFAR = FEW_LABELS | {
     "precision": "bfloat16",
 }
 # authors: their recipe for SVHN, with `extra` as the pool, where they report 97.9 % for the teacher
-# and 98.6 % for the student; here: the same, and what it does not say, the number of epochs and the
-# decay, so that the rate ends at the 0.0002 per 256 images that it says.
+# and 98.6 % for the student; here: the same; the epochs and the decay, not
+# given there, are chosen so that the rate ends at 0.0002 per 256 images, as given.
 SVHN = {
     "arch": "b0", "image_size": 32, "small_images": True, "rand_augment_operations": 2,
     "rand_augment_magnitude": 5.0, "flip": False, "batch_size": 128, "unlabeled_ratio": 5,
@@ -80,8 +80,8 @@ GENERATIONS = {
         ("student 2", DEMO | {"arch": "0.35x0.5"}, {"per_class": 800}),
     ),
     "cifar10-cpu": (
-        # Without RandAugment, as the authors' B0: so small a network is better so on labels alone.
-        # It takes twice the steps of a student to its end.
+        # Without RandAugment, like the authors' B0: it hurts so small a network on labels alone.
+        # It needs twice a student's steps to converge.
         ("teacher", CIFAR_CPU | {"rand_augment_operations": 0, "epochs": 72.0}, {}),
         ("student 1", CIFAR_CPU, SHARP),
         ("student 2", CIFAR_CPU, SHARP),
@@ -150,7 +150,7 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
             config = replace(config, augment_unlabeled=False, model_noise_unlabeled=False)
         config = replace(config, **{"arch": arch, "seed": flags.seed} | changes)
         if config.optimizer == "adamw" and "learning_rate" not in changes:
-            # The rate is per 256 images. Adam's steps want it by the root of the batch, or those
+            # The rate is per 256 images. For Adam it follows the root of the batch, or the steps
             # of a batch of 16, a quarter of the plan's, would be too small to learn anything.
             ratio = generation.config.batch_size / config.batch_size
             config = replace(config, learning_rate=config.learning_rate * ratio**0.5)
@@ -159,7 +159,7 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
             labelling=replace(generation.labelling, **labelling),
             **(ablations if number else of_teacher)))
         if number and arch != chosen[-2].config.arch and "from_teacher" not in ablations:
-            chosen[-1] = replace(chosen[-1], from_teacher=False)  # the plan's is for one network
+            chosen[-1] = replace(chosen[-1], from_teacher=False)  # it has other weights
         if start and arch != start.arch:
             images.say_once(f"{chosen[-1].name} ({arch}) starts from scratch: {file} holds a "
                             f"{start.arch}")
@@ -168,12 +168,12 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
 
 
 def on_labels_only(generations: Sequence) -> list:
-    """Each student for the labels alone, in as many steps and phases.
+    """Each student's model on the labels alone, for as many steps and phases.
 
-    It has the noise of the student's model, and on its images the teacher's, which a plan has for
-    labels alone. Where a student starts from its teacher, it starts from the one before: the first
-    teacher, or the student before on labels alone. Students from scratch that differ in nothing
-    else than in their use of the pool get the same one, whose training is then found finished.
+    Its model noise is the student's; its image noise is the teacher's, which a plan chooses for the
+    labels alone. Where a student starts from its teacher, this model starts from its predecessor:
+    the first teacher, or the previous model on the labels alone. Students from scratch that differ
+    only in their use of the pool share one model, which is trained once.
     """
     # paper: RandAugment for all baselines (section 3.2); here: a plan's teacher may have less, if
     # that is better on labels alone.

@@ -18,9 +18,9 @@ from support.label_store import PseudoLabels
 PUBLISHED = {
     "cifar10": (sets.CIFAR10, (True, False), "cifar10", {}),
     "cifar100": (sets.CIFAR100, (True, False), "cifar10", {}),
-    # authors: no flips; a mirrored digit is none.
+    # authors: no flips; a mirrored digit is not one.
     "svhn": (sets.SVHN, ("train", "test", "extra"), "svhn", {"flip": False}),
-    # As large as they are: the 113,000 images are held in memory.
+    # At their own size: the 113,000 images are held in memory.
     "stl10": (sets.STL10, ("train", "test", "unlabeled"), "own", {"image_size": 96}),
     "imagenette": (sets.Imagenette, ("train", "val"), "own", {}),
 }
@@ -35,7 +35,7 @@ class Source:
     test: cli.Folder | None = None  # your test images, one folder a class
     val: cli.Folder | None = None  # your validation images (default: some of the labelled ones)
     train: cli.Folder | None = None  # a fully labelled folder to split, for research
-    labels_per_class: cli.Count | None = None  # labelled images of each class; of folders the first
+    labels_per_class: cli.Count | None = None  # labelled images per class; from folders, the first
     val_per_class: cli.Count | None = None  # for validation (default: a tenth; 50 in the demo)
     test_per_class: cli.Count | None = None  # the demo's test images of each class
     unlabeled_images: cli.Count | None = None  # size of the demo's pool
@@ -127,8 +127,8 @@ READS = {
 def plan_for(source: Source, plan: str | None, start: str | None = None) -> tuple[str, dict]:
     """The plan, and what the images change of its training.
 
-    None: one that starts from the file `start`, or by the size of the images, the median of 50 of
-    a folder.
+    Where `plan` is None: finetune if training starts from the file `start`; else by the size of the
+    images, the median of about 50 of a folder.
     """
     plan = plan or ("finetune" if start else None)
     if source.dataset:
