@@ -126,6 +126,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assigned, step 4
         models.append((generation, teacher, pseudo))
 
+    # The same loop without the pool.
     on_labels, start = [None] * len(models), models[0][1]
     for number, alone in enumerate(plans.on_labels_only(generations) if labels_only else (), 1):
         start = start if alone.from_teacher else alone.start_from
