@@ -170,18 +170,19 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
 def on_labels_only(generations: Sequence) -> list:
     """Each student's model on the labels alone, for as many steps and phases.
 
-    Its model noise is the student's; its image noise is the teacher's, which a plan chooses for the
-    labels alone. Where a student starts from its teacher, this model starts from its predecessor:
-    the first teacher, or the previous model on the labels alone. Students from scratch that differ
-    only in their use of the pool share one model, which is trained once.
+    Its noise is the student's; but from scratch its image noise is the teacher's, which a plan
+    chooses for the labels alone. Where a student starts from its teacher, this model starts from
+    its predecessor: the first teacher, or the previous model on the labels alone. Students from
+    scratch that differ only in their use of the pool share one model, which is trained once.
     """
     # paper: RandAugment for all baselines (section 3.2); here: a plan's teacher may have less, if
-    # that is better on labels alone.
-    noise = {name: getattr(generations[0].config, name)
-             for name in ("rand_augment_operations", "rand_augment_magnitude")}
+    # that is better on labels alone; from trained weights it is not (results/cifar10.md).
+    of_teacher = {name: getattr(generations[0].config, name)
+                  for name in ("rand_augment_operations", "rand_augment_magnitude")}
     found, different = [], {}
     for number, student in enumerate(generations[1:], 1):
         alone = student.seeded(number).seeded(1)
+        noise = {} if student.from_teacher else of_teacher
         alone = replace(alone, name=f"{student.name}, labels only",
                         config=replace(alone.config, unlabeled_ratio=0, **noise))
         same = replace(alone, name=number if student.from_teacher else "", labelling=None,

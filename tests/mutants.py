@@ -558,6 +558,8 @@ PLACES = {
         ("students from their teachers share labels alone",
          'name=number if student.from_teacher else ""', 'name=""'),
         ("labels alone with the student's seed", ".seeded(number).seeded(1)", ".seeded(number)"),
+        ("labels alone from trained weights with the teacher's noise",
+         "{} if student.from_teacher else of_teacher", "of_teacher"),
         ("labels alone for half the steps", "ratio=0, **noise)",
          "ratio=0, epochs=student.config.epochs / 2, **noise)"),
         ("labels alone without RandAugment", "ratio=0, **noise)",

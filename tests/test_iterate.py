@@ -332,13 +332,15 @@ def test_labels_alone_start_where_their_student_does_or_the_one_before_on_labels
     labelling = Labelling(threshold=0.0, per_class=4)
     splits = datasets.demo(0, labels_per_class=2, unlabeled=40, val_per_class=1, test_per_class=1)
     rows = iterate.iterate((
-        Generation("teacher", QUICK),
+        Generation("teacher", dataclasses.replace(QUICK, rand_augment_operations=0)),
         Generation("student 1", QUICK, labelling, from_teacher=True),
         Generation("student 2", QUICK, labelling, from_teacher=True),
         Generation("student 3", QUICK, labelling),
     ), splits, tmp_path, devices.CPU, robustness=False)["generations"]
-    starts = {number: settings_of(tmp_path / f"student-{number}-labels-only.pt")["start"]
-              for number in (1, 2, 3)}
+    alone = [settings_of(tmp_path / f"student-{number}-labels-only.pt") for number in (1, 2, 3)]
+    # From trained weights the student's noise is the better one, from scratch the teacher's.
+    assert [one["config"]["rand_augment_operations"] for one in alone] == [1, 1, 0]
+    starts = {number: one["start"] for number, one in enumerate(alone, 1)}
     assert starts[1] == weights_of(tmp_path / "teacher.pt")
     assert starts[2] == weights_of(tmp_path / "student-1-labels-only.pt")
     assert starts[3] is None
