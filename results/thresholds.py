@@ -8,7 +8,7 @@ way of keeping its labels a student, with studies.py's network at 32 pixels. The
 validation accuracy: nothing is tested, as the plan is chosen by what is found here.
 
 thresholds.jsonl holds what was measured: the same command, or several at once for other numbers of
-classes, goes on from there, and prints the tables.
+classes, goes on from there, and prints the tables. On another kind of processor all begins anew.
 """
 
 import json
@@ -134,24 +134,28 @@ def main(flags: Flags) -> None:
     whole, file = read_all(flags.data, BASE.image_size), Path(flags.results)
     classes_of = {Path(row["file"]).name: row["class"]
                   for row in read(Path(flags.data, "pool-truth.csv"))}
-    file.touch()
+    here = processor()
+
+    def measured() -> list[dict]:
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [row for row in map(json.loads, lines) if row["processor"] == here]
+
     for classes in flags.classes or TRIALS:
         for trial in range(TRIALS[classes]):
             splits = choose(whole, classes, trial)
             truth = {name: found if found in splits.labeled.classes else ""
                      for name, found in classes_of.items()}
-            known = {row["kept"] for row in map(json.loads, file.read_text().splitlines())
+            known = {row["kept"] for row in measured()
                      if (row["classes"], row["trial"]) == (classes, trial)}
             folder = Path(flags.runs, f"{classes}-{trial}")
             for row in measure(splits, truth, trial, folder, known):
-                row |= {"classes": classes, "trial": trial, "processor": processor()}
+                row |= {"classes": classes, "trial": trial, "processor": here}
                 with open(file, "a") as lines:
                     lines.write(json.dumps(row) + "\n")
                 print(f"{classes} classes, trial {trial}: {row['kept']} {row['val_top1']:.2f}",
                       flush=True)
-    rows = [*map(json.loads, file.read_text().splitlines())]
-    for classes in sorted({row["classes"] for row in rows}):
-        print("\n" + page(rows, classes))
+    for classes in sorted({row["classes"] for row in measured()}):
+        print("\n" + page(measured(), classes))
 
 
 if __name__ == "__main__":

@@ -766,6 +766,7 @@ PLACES = {
          '- found[ALL][0]["val_top1"]'),
         ("trials of other numbers of classes", 'if row["classes"] == classes:', "if True:"),
         ("measured again", "if way in known:", "if False:"),
+        ("of two processors", 'if row["processor"] == here]', "]"),
     ],
     ("results/check_labels.py", "check_labels"): [
         ("images of no class count as right", 'if truth[row["name"]]]', "]"),

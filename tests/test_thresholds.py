@@ -99,6 +99,9 @@ def test_what_is_measured_already_is_not_measured_again(tmp_path, monkeypatch, c
     assert "no unlabelled image has a confidence over 0.8" in capsys.readouterr().out
     thresholds.main(flags)
     assert len(Path(flags.results).read_text().splitlines()) == len(rows)
+    monkeypatch.setattr(thresholds, "processor", lambda: "another")
+    thresholds.main(flags)
+    assert len(Path(flags.results).read_text().splitlines()) == 2 * len(rows)
 
 
 def test_an_unknown_number_of_classes_is_named():
