@@ -215,7 +215,7 @@ CHANGES = {
 }
 ONE_GENERATION = {
     ("demo", "student 2"): {"arch": "0.35x0.5"},
-    ("cifar10-cpu", "teacher"): {"rand_augment_operations": 0},
+    ("cifar10-cpu", "teacher"): {"rand_augment_operations": 0, "epochs": 72},
     ("tiny-imagenet", "student 2"): {"epochs": 512},
 }
 STUDENTS_LABELS = {"demo": {"per_class": 800}, "cifar10-cpu": {"temperature": 0.5},
@@ -235,7 +235,7 @@ def test_small_plans_change_of_the_papers_recipe_what_they_say(plan):
 
 
 @pytest.mark.parametrize(("plan", "labels", "steps"), [
-    ("demo", 80, [938] * 3), ("cifar10-cpu", 4000, [4500] * 3),
+    ("demo", 80, [938] * 3), ("cifar10-cpu", 4000, [9000, 4500, 4500]),
     ("tiny-imagenet", 200, [1600, 1600, 3200])])
 def test_small_plans_train_for_as_many_steps_as_results_say(plan, labels, steps):
     configs = [dataclasses.replace(generation.config, labeled_images=labels)
@@ -468,7 +468,7 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
         "student 2": (TINY, after, None, "student-2-pretrained"),
         "student 2, 48 px": (TINY, fix, None, "student-2"),
         "student 1, labels only": (alone, {}, None, None),
-        "student 2, labels only, pretrained": (alone, before, None, None),
+        "student 2, labels only, pretrained": (alone, before, None, "student-1-labels-only"),
         "student 2, labels only": (alone, after, None, "student-2-labels-only-pretrained"),
         "student 2, labels only, 48 px": (alone, fix, None, "student-2-labels-only"),
     }
