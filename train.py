@@ -297,7 +297,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     first = run.resume(network=network, average=average.network, optimizer=optimizer, best=best)
     forward = distribute(network, device)
     if machine.compile:
-        forward = torch.compile(forward)
+        forward = devices.compiled(forward)
 
     crop = None if config.cifar_crops else augment.random_resized_crop
     reader = batches.training(config, labeled, pseudo, crop, first, machine.workers)

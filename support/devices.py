@@ -16,7 +16,7 @@ import datetime
 import functools
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -191,6 +191,16 @@ def own_chance(device: torch.device, numbers: tuple[int, ...] | None) -> Iterato
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]), device)
         yield
+
+
+def compiled(network: torch.nn.Module) -> Callable:
+    """The network compiled, and what was compiled before forgotten.
+
+    Or PyTorch would compile a loop's next training, as its batches have another size, for all
+    sizes, which takes minutes and runs slower; and none after the eighth.
+    """
+    torch.compiler.reset()
+    return torch.compile(network)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

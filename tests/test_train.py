@@ -398,6 +398,19 @@ def test_a_compiled_network_that_recomputes_trains_as_the_plain_one(splits, tmp_
         torch.testing.assert_close(compiled[key], plain[key], rtol=1e-3, atol=1e-4)
 
 
+def test_each_training_of_a_loop_is_compiled_for_its_own_size_of_batch(monkeypatch):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append({size for tensor in inputs for size in tensor.shape})
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    for size in range(2, 12):
+        devices.compiled(torch.nn.Linear(30, 50))(torch.ones(size, 30))
+    assert compiled == [{30, 50, size} for size in range(2, 12)]
+
+
 # ---- Starting from other weights ----
 
 
