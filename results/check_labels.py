@@ -1,9 +1,9 @@
-"""How right the pseudo labels of runs are, by the true classes of their pool, as a Markdown table.
+"""How many pseudo labels of runs are right, by the true classes of their pool: a Markdown table.
 
     python results/check_labels.py --truth pool-truth.csv --labels runs/tiny-*/student-*-labels
 
 The truth has the columns file and class, which is empty for an image of none of the classes. It
-measures labels, and never trains.
+only measures the labels; nothing is trained on it.
 """
 
 import csv
@@ -18,21 +18,21 @@ from support import InputError, cli
 
 @dataclass(frozen=True)
 class Flags:
-    """What to check, and by what"""
+    """What to check, and against what"""
 
     truth: cli.File  # CSV file with the columns file and class
-    labels: list[str]  # folders of pseudo labels; those of one name are averaged
+    labels: list[str]  # folders of pseudo labels; those of the same name are averaged
 
 
 def read(file: Path) -> list[dict]:
-    """The lines of a CSV file with a head."""
+    """The lines of a CSV file with a header."""
     with open(file, newline="") as lines:
         return list(csv.DictReader(lines))
 
 
 def shares(chosen: list[dict], truth: dict[str, str]) -> list[float]:
     """Of the chosen images: their number; in percent how many show one of the classes, how many of
-    these are labelled rightly, and how many of a student's images, copies counted, are right.
+    these are labelled correctly, and how many of a student's images, copies counted, are right.
     """
     own = [row for row in chosen if truth[row["name"]]]
     right = [row for row in own if truth[row["name"]] == row["class"]]

@@ -26,7 +26,7 @@ class Flags:
 
 
 def example_image(size: int = 224) -> Image.Image:
-    """A generated landscape with smooth colors, edges and fine stripes."""
+    """A generated landscape with smooth colours, edges and fine stripes."""
     y, x = torch.meshgrid(*[torch.linspace(0, 1, size)] * 2, indexing="ij")
     sky = torch.stack([0.35 + 0.6 * y, 0.5 + 0.3 * y, 0.85 - 0.2 * y])
     sun = (x - 0.7) ** 2 + (y - 0.3) ** 2 < 0.02

@@ -1,7 +1,7 @@
-"""The runs of studies.py: what each is, its training and its test, and the order of many.
+"""The runs of studies.py: what each is, its training and its test, and the order in which many run.
 
-A run is a chain of generations on a pool. Its last generation is trained here, from the checkpoint
-of the run that lacks it: so runs that begin alike share what they begin with.
+A run is a chain of generations on a pool. Only its last generation is trained here, with the run
+that lacks it as its teacher: so runs that begin alike share what they begin with.
 """
 
 import json
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """All that decides its result, in 16 letters."""
+        """All that decides its result, hashed to 16 hexadecimal digits."""
         chain = [asdict(replace(one, name="")) for one in self.generations]
         return files.digest(json.dumps([chain, self.pool], sort_keys=True))[:16]
 
@@ -53,7 +53,7 @@ class Run:
         return folder / f"{seed}-{self.key}.pt"
 
     def costs(self, sizes: tuple[int, int, int]) -> float:
-        """Of all its trainings, in proportion. sizes: Splits.sizes."""
+        """The relative cost of all its trainings. sizes: Splits.sizes."""
         stages = outline.stages(self.generations, sizes, False, iterate.train_phases, scaling)
         return sum(stage.images * stage.cost for stage in stages)
 
@@ -74,9 +74,9 @@ def read_truth(data: str) -> dict[str, str]:
 @cache
 def read_splits(data: str, labels: int, size: int, pool: str = "all",
                 seed: int = 0) -> images.Splits:
-    """A seed's images at `size` pixels: `labels` labelled ones of each class, the next after those
-    of the seed before, and one of the pools: a share of its images, drawn at random, or its images
-    of the classes, or as many of other classes.
+    """A seed's images at `size` pixels: `labels` labelled ones of each class, those after the
+    previous seed's, and one of the pools: all, a share drawn at random ("1/8"), only images of the
+    classes ("in-domain"), or as many of other classes ("out-of-domain").
     """
     whole, classes = read_all(data, size), range(len(read_all(data, size).labeled.classes))
     rows = [(whole.labeled.labels == label).nonzero().flatten() for label in classes]
@@ -97,7 +97,7 @@ def measure(run: Run, seed: int, data: str, labels: int, folder: Path, robust: b
     """Train a run's last generation and test it: accuracies in percent, losses, minutes.
 
     data, labels: see `read_splits`.
-    robust: also by the quick suite; figures that are better where they are lower are negated.
+    robust: also by the quick suite; figures for which lower is better are negated.
     """
     begun, number = time.monotonic(), len(run.generations) - 1
     machine, generation = devices.CPU.chosen(), run.generations[-1]
@@ -139,7 +139,7 @@ def measure(run: Run, seed: int, data: str, labels: int, folder: Path, robust: b
 
 
 def processor() -> str:
-    """The kind of this machine's: other kinds round otherwise, and give other figures."""
+    """The kind of this machine's processor: others round differently, and give other figures."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -167,12 +167,12 @@ def missing(wanted: Iterable[Run], seed: int, known: Mapping, folder: Path) -> d
 
 
 def builds_on(run: Run, other: Run) -> bool:
-    """Whether one of the runs before `run` is the other."""
+    """Whether one of the runs before `run` is `other`."""
     return run.before is not None and (run.before.key == other.key or builds_on(run.before, other))
 
 
 def _alone(output: Path) -> None:
-    """Let this process compute with one thread, and write to a file what it says."""
+    """Let this process compute with one thread, and write its output to a file."""
     torch.set_num_threads(1)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -181,10 +181,10 @@ def _alone(output: Path) -> None:
 
 def measure_all(waiting: dict[tuple, Run], processes: int, data: str, labels: int, folder: Path,
                 robust: Container[str]) -> Iterator[tuple[int, Run, dict]]:
-    """Measure runs, each after the one before it: seed, run and result of each as it is done.
+    """Measure runs, each after the one it builds on: seed, run and result of each as it is done.
 
-    One that fails, as where no image of the pool is confident enough, is named and left out, with
-    those that build on it.
+    One that fails, for example because no image of the pool is confident enough, is named and left
+    out, with those that build on it.
 
     waiting: by seed and key; robust: the keys of those that the quick suite measures.
     """

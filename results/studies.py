@@ -1,16 +1,16 @@
-"""Each table and finding of the paper, measured in small (sections 2 to 4.3).
+"""Each table and finding of the paper, measured on a small scale (sections 2 to 4.3).
 
     python results/studies.py --data DIR                                all of it, five seeds
     python results/studies.py --data DIR --only finding-3 --seeds 0     one study, one seed
 
-A study is a claim of the paper, some runs, and the one contrast that decides about it; all three
-stood here before the first run. A run is a chain of generations, as in iterate.py, on one of the
+A study is a claim of the paper, some runs, and the one contrast that decides on it; all three were
+written here before the first run. A run is a chain of generations, as in iterate.py, on one of the
 pools; runs of one seed share their teachers and start from the same weights, and only they are
 compared. studies.json holds what was measured: the same command goes on from there, and
-results/verdicts.py makes studies.md and studies.png of it alone.
+results/verdicts.py makes studies.md and studies.png from it alone.
 
 DIR holds labeled, val and test with a folder for each class, pool, and pool-truth.csv, which says
-what the pool's images show: that makes pools of one origin, and is never trained on.
+what the pool's images show: it serves to form pools of one origin, never to train.
 """
 
 import json
@@ -43,7 +43,7 @@ def teacher(arch: str = ARCH) -> Generation:
 
 def student(arch: str = ARCH, labels: dict | None = None, joint: bool = True,
             from_teacher: bool = False, **changes) -> Generation:
-    """The plan's student but for some fields of its labelling, itself, and its training."""
+    """The plan's student, with some fields of its labelling, itself and its training changed."""
     labelling = Labelling(**plans.TINY_LABELS | (labels or {}))
     return Generation("student", replace(BASE, arch=arch, **changes), labelling,
                       joint=joint, from_teacher=from_teacher)
@@ -57,7 +57,7 @@ def chain(*students: Generation, by: str = ARCH, pool: str = "all") -> Run:
 NOISY, SUPERVISED = chain(student()), Run((teacher(),))
 NO_AUG = {"augment_unlabeled": False}
 NO_NOISE = NO_AUG | {"model_noise_unlabeled": False}
-# As many copies as the pool has images, so that of both the confident images are all kept.
+# As many of each class as the pool has images, so that both keep all confident images.
 EVENLY, AS_IT_IS = {"per_class": 8_000}, {"balance": False}
 LARGEST = "0.75x0.5"
 SIZES = SMALLER, ARCH, LARGER, LARGEST
@@ -65,14 +65,14 @@ LONG = BASE.epochs * 3
 
 
 def of_share(parts: int, noised_teacher: bool = False, **changes) -> Run:
-    """One of so many equal parts of the pool, and of what a student keeps of each class."""
+    """A run on 1 / parts of the pool, keeping 1 / parts as many images of each class."""
     labels = {"per_class": plans.TINY_LABELS["per_class"] // parts,
               "noised_teacher": noised_teacher}
     return chain(student(labels=labels, **changes), pool="all" if parts == 1 else f"1/{parts}")
 
 
 def table_6(parts: int) -> dict[str, Run]:
-    """The rows of the paper's table, all with batches of equally many of both kinds of images."""
+    """The rows of the paper's table, all with as many unlabelled as labelled images in a batch."""
     return {
         "supervised": SUPERVISED,
         "Noisy Student": of_share(parts, unlabeled_ratio=1),
@@ -102,7 +102,7 @@ STUDIES = {
         "without noise on its unlabelled images the student is worse", "4.1, table 6, 130M",
         Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6(1)),
     "table-6-small": Study(
-        "so it is with a small pool", "4.1, table 6, 1.3M",
+        "the same holds with a small pool", "4.1, table 6, 1.3M",
         Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6(8)),
     "table-6-teacher": Study(
         "a noised teacher's labels are worse", "4.1, table 6, 130M",
@@ -115,11 +115,11 @@ STUDIES = {
         "each iteration improves on the one before", "4.2, table 7",
         Contrast("iteration 2", "iteration 1"), ITERATIONS),
     "table-7-longer": Study(
-        "and not only as it trains longer", "4.2, table 7",
+        "and not only because it trains longer", "4.2, table 7",
         Contrast("iteration 3", "iteration 1, three times the steps"), ITERATIONS),
     "figure-2": Study(
-        "with equal teacher and student it helps small and large networks (here: on the mean of "
-        "four sizes)", "3.2, figure 2",
+        "with equal teacher and student the method helps small and large networks (here: on the "
+        "mean of four sizes)", "3.2, figure 2",
         Contrast(tuple(f"{arch}, student" for arch in SIZES),
                tuple(f"{arch}, supervised" for arch in SIZES)),
         {f"{arch}, {name}": run for arch in SIZES for name, run in (
@@ -166,8 +166,8 @@ STUDIES = {
         f"students are more robust: {words}", where,
         Contrast("student", "supervised", figure=figure),
         {"supervised": SUPERVISED, "student": NOISY}) for short, words, where, figure in (
-            ("c", "corruptions (error, in percent, with its sign)", "3.3, table 4", "corruptions"),
-            ("p", "perturbations (flips, in percent, with their sign)", "3.3, table 5", "flips"),
+            ("c", "corruptions (minus the error, in percent)", "3.3, table 4", "corruptions"),
+            ("p", "perturbations (minus the flips, in percent)", "3.3, table 5", "flips"),
             ("fgsm", "FGSM at epsilon 4", "3.4, figure 4", "fgsm"))},
     "threshold": Study(
         "images of low confidence, often out of domain, do harm", "2, 3.1",
@@ -181,7 +181,7 @@ STUDIES = {
         {f"temperature {value:g}": chain(student(labels={"temperature": value}))
          for value in (1.0, 0.5)}),
 }
-# What the quick suite measures, too.
+# The runs that the quick suite measures, too.
 ROBUST = {run.key for name, study in STUDIES.items() if name.startswith("robustness")
           for run in study.runs.values()}
 
@@ -191,13 +191,13 @@ ROBUST = {run.key for name, study in STUDIES.items() if name.startswith("robustn
 HERE = Path(__file__).resolve().parent
 STEPS = replace(BASE, labeled_images=200).total_steps
 ABOUT = f"""\
-Tiny-ImageNet-10: ten classes of ImageNet with 20 labelled images each, others for each of five
+Tiny-ImageNet-10: ten classes of ImageNet with 20 labelled images each, new ones for each of five
 seeds, 500 images for validation, 1,000 for the test, and a pool of 8,000, of which 6,000 show none
 of the classes; all at {BASE.image_size} pixels. Unless a run says otherwise teacher and student are
 a {ARCH}, trained for {STEPS:,} steps of {BASE.batch_size} labelled images, a student's with
 {BASE.unlabeled_ratio} pseudo-labelled ones for each, from the {plans.TINY_LABELS["per_class"]}
 most confident of each class. The checkpoint is the best on validation; the test set is read once a
-run, when all is chosen. So few test images alone leave a standard error of 1.5 points in a figure,
+run, after all choices. So few test images alone leave a standard error of 1.5 points in a figure,
 and less in a difference within a seed.
 
     python results/studies.py --data DIR"""
@@ -225,7 +225,7 @@ def main(flags: Flags) -> None:
     known = json.loads(file.read_text()) if file.exists() else {"images": contents, "seeds": {}}
     if known["images"] != contents:
         raise InputError(f"{file} was measured on other images: give another --results")
-    # Checkpoints of another processor, which rounds otherwise, are not built on.
+    # Checkpoints of another processor, which rounds differently, are not built on.
     folder /= files.digest(*here.values())[:8]
     files.make_folder(folder)
     wanted = {run.key: run for name in names for run in STUDIES[name].runs.values()}
@@ -237,7 +237,7 @@ def main(flags: Flags) -> None:
         found = known["seeds"].setdefault(str(seed), fresh)
         if wanted.keys() - found["runs"].keys() and not here.items() <= found.items():
             print(f"seed {seed} was measured on {found['processor']} with torch {found['torch']}: "
-                  "all of it begins anew")
+                  "all of it is measured anew")
             found = known["seeds"][str(seed)] = fresh
         waiting |= missing(wanted.values(), seed, found["runs"], folder)
     whole = {place: run.costs(splits.sizes) for place, run in waiting.items()}

@@ -19,13 +19,13 @@ from support import cli
 
 @dataclass(frozen=True)
 class Flags:
-    """What to summarize"""
+    """What to summarise"""
 
     reports: list[str]  # report.json of runs that differ in their seed
-    curves: cli.File | None = None  # picture to write of validation accuracy by step
+    curves: cli.File | None = None  # picture to write: validation accuracy by step
 
 
-# The head of each column, and the keys that lead to its figure in a report.
+# The heading of each column, and the keys that lead to its figure in a report.
 ACCURACY = {"model": "arch", "pseudo-label top-1": "pseudo_label_top1",
             "validation top-1": "val_top1", "test top-1": "test_top1",
             "labels only, test top-1": "labels_only_test_top1"}
@@ -44,18 +44,18 @@ def spread(values: list) -> str:
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
 
 
 def compare(name: str, higher: list[float], lower: list[float]) -> str:
-    """The differences of two figures, on the mean and with each seed."""
+    """The difference between two figures, on average and for each seed."""
     gains = [one - other for one, other in zip(higher, lower, strict=True)]
     return f"{name}: {spread(gains)} points ({', '.join(f'{gain:+.2f}' for gain in gains)})."
 
 
 def draw(reports: list[dict], file: str) -> None:
-    """Validation accuracy by step: a color for each training, a line for each seed."""
+    """Validation accuracy by step: a colour for each training, a line for each seed."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for report in reports:

@@ -2,10 +2,10 @@
 
     python results/thresholds.py --data DIR
 
-The ten classes of DIR (see studies.py) are taken by twos, by fives, and all at once; in each trial
-the others join the images of no class. A teacher learns from 20 images of each class, and for each
-way of keeping its labels a student, with studies.py's network at 32 pixels. They are compared by
-validation accuracy: nothing is tested, as the plan is chosen by what is found here.
+The ten classes of DIR (see studies.py) are taken in twos, in fives, and all at once; in each trial
+the others join the images of no class. A teacher learns from 20 images of each class, then for each
+way of keeping its labels a student learns from them, all with studies.py's network at 32 pixels.
+The students are compared on validation; the test set is not read, as this chooses the plan.
 
 thresholds.jsonl holds what was measured: the same command, or several at once for other numbers of
 classes, goes on from there, and prints the tables. On another kind of processor all begins anew.
@@ -39,7 +39,7 @@ ALL = "all, balanced"
 
 
 def ways(classes: int) -> dict[str, Labelling]:
-    """What is compared; where a number of each class is kept, over the paper's threshold of 0.3."""
+    """What is compared; fixed numbers per class still respect the paper's threshold of 0.3."""
     return {
         ALL: Labelling(threshold=0.0),
         "all, at a temperature of 0.5": Labelling(threshold=0.0, temperature=0.5),
@@ -51,7 +51,7 @@ def ways(classes: int) -> dict[str, Labelling]:
 
 
 def choose(whole: Splits, classes: int, trial: int) -> Splits:
-    """The trial's classes alone, with all labelled images that are left aside for validation."""
+    """The trial's classes alone; labelled images that it leaves aside join the validation set."""
     labels = [(trial * classes + place) % 10 for place in range(classes)]
     names = tuple(whole.labeled.classes[label] for label in labels)
 
@@ -70,7 +70,7 @@ def choose(whole: Splits, classes: int, trial: int) -> Splits:
 
 def measure(splits: Splits, truth: dict[str, str], seed: int, folder: Path,
             known: set[str]) -> Iterator[dict]:
-    """The teacher's row and then each student's that is not known; accuracies in percent."""
+    """The teacher's row and then each student's, unless known already; accuracies in percent."""
     machine, epochs = devices.CPU.chosen(), STEPS * BASE.batch_size / len(splits.labeled)
     config = replace(BASE, epochs=epochs, evaluate_epochs=epochs / 10, seed=seed)
     teacher = train.train(replace(config, unlabeled_ratio=0), splits.labeled, splits.validation,
@@ -97,7 +97,7 @@ def measure(splits: Splits, truth: dict[str, str], seed: int, folder: Path,
 
 
 def page(rows: list[dict], classes: int) -> str:
-    """A table of the trials with so many classes; differences from ALL with 95 % intervals."""
+    """A table of the trials with `classes` classes; differences from ALL with 95 % intervals."""
     found: dict[str, dict] = {}
     for row in rows:
         if row["classes"] == classes:

@@ -1,7 +1,7 @@
 """What studies.json says: the page studies.md, with a verdict on each claim, and studies.png.
 
-A contrast is decided by its differences within the seeds: their mean, and the interval that holds
-the true mean with 95 % (Student's t).
+A contrast is decided by its differences within the seeds: their mean, and its 95 % confidence
+interval (Student's t).
 
     reproduced      the interval lies on the paper's side of zero; for two things that the paper
                     finds equally good, within BOUND points of it
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from results.measure import Run
 from results.summarize import spread, table
 
-BOUND = 2.0  # points that make no difference
+BOUND = 2.0  # a difference of so few points counts as none
 # The 97.5 % quantile of Student's t for 1 to 9 degrees of freedom.
 QUANTILES = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262
 FIGURES = {"test_top1": "test top-1", "loss_gap": "loss on labelled minus unlabelled images",
@@ -30,7 +30,7 @@ FIGURES = {"test_top1": "test top-1", "loss_gap": "loss on labelled minus unlabe
 
 @dataclass(frozen=True)
 class Contrast:
-    """What has the higher figure if the paper is right: a run, or the mean of several"""
+    """Two runs, or means of several: the first has the higher figure if the paper is right"""
 
     higher: str | tuple[str, ...]
     lower: str | tuple[str, ...]
@@ -54,7 +54,7 @@ class Study:
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean, and how far the 95 % interval reaches to either side: infinitely for one or two."""
+    """Mean, and how far the 95 % interval reaches on either side: infinitely for 1 or 2 seeds."""
     count = len(differences)
     if count < 3:  # two of them may be equal by chance
         return statistics.mean(differences), math.inf
@@ -63,7 +63,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def verdict(differences: Sequence[float], null: bool = False) -> str:
-    """In a word, by the interval."""
+    """The verdict in words, from the interval."""
     mean, half = interval(differences)
     low, high = mean - half, mean + half
     inside, outside = (low > 0, high < 0) if not null else (
@@ -74,13 +74,13 @@ def verdict(differences: Sequence[float], null: bool = False) -> str:
 
 
 def rows_of(study: Study, known: Mapping) -> dict[str, dict[str, dict]]:
-    """For each of a study's runs what was measured of it, by seed."""
+    """For each of a study's runs, what was measured of it, by seed."""
     return {name: {seed: found["runs"][run.key] for seed, found in known["seeds"].items()
                    if run.key in found["runs"]} for name, run in study.runs.items()}
 
 
 def differences(contrast: Contrast, rows: Mapping[str, Mapping[str, dict]]) -> dict[str, float]:
-    """By seed, of the seeds that have all of the contrast's runs."""
+    """The contrast's difference by seed, for the seeds that have all of its runs."""
     higher, lower = ((one,) if isinstance(one, str) else one
                      for one in (contrast.higher, contrast.lower))
     seeds = [seed for seed in rows[higher[0]]
@@ -137,11 +137,11 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
                 for seed, one in sorted(known["seeds"].items(), key=lambda item: int(item[0]))]
     chance = f"{decidable * 0.025:.2f} of the {decidable}"
     return "\n\n".join([
-        "# The paper's tables and findings, measured in small", about,
+        "# The paper's tables and findings, measured on a small scale", about,
         f"In all {minutes / 60:.1f} hours of one core.",
         table(["seed", "runs", "processor", "torch", "commit"], measured),
-        "The difference has the paper's sign: above zero the claim holds here. In brackets the "
-        "interval that holds its true mean with 95 %.",
+        "The difference has the paper's sign: above zero the claim holds here. In brackets: "
+        "the 95 % confidence interval of its mean.",
         table(["paper", "claim", "here", "verdict"], lines),
         f"If nothing had any effect, chance alone would be expected to call {chance} claims of a "
         "difference reproduced and as many contradicted. The seeds differ in all but the images "

@@ -1,25 +1,25 @@
-"""The floor that the six essays stand on: everything that a reader of the paper may skip.
+"""What the six essays (the files one folder up) rest on; a reader of the paper may skip it all.
 
     devices.py        CPU, CUDA, MPS, XLA, torchrun: where tensors go and how a step ends
     data_parallel.py  one network, trained by the processes of torchrun
-    kernels.py        faster equals of textbook operations; ranking.py: of the selection
+    kernels.py        faster equivalents of textbook operations; ranking.py: that of the selection
     images.py         sets of images; decoding and recognising files
     folders.py        which files of a folder are images, and of which class
     datasets.py       the four sets of the method: split, read, cleared of held-out images
     sources.py        where they come from: folders, torchvision, the demo
     demo_images.py    the demo's pictures, drawn from random numbers
-    reading.py        the one reader of batches; a function of all images
-    batches.py        the order of images, micro-batches, chance per image
+    reading.py        the one reader of batches; applying a function to all images
+    batches.py        the order of images, micro-batches, random numbers per image
     optimization.py   RMSProp, the average of the weights, the best average
-    names.py          the names of a large pool, mapped from a file
+    names.py          the file names of a large pool, memory-mapped
     files.py          files written whole, and whether they belong to the settings at hand
     runs.py           a training: finished, resumed, saved, logged
     label_store.py    the folder of pseudo labels that many processes fill
     predictions.py    tables of predictions and of pseudo labels, for people
-    weights.py        files of weights, and the names that others give them
-    plans.py          the generations of the small plans, and why they are so
+    weights.py        files of weights, and what other libraries call each weight
+    plans.py          the generations of the small plans, and why they are as they are
     outline.py        what a loop will do: its stages, images and hours
-    advice.py         warnings at the moment a fault is known
+    advice.py         warnings as soon as a fault is known
     cli.py            command lines from dataclasses; errors as one line
     report.py         the tables at the end of a loop; picture.py: its curves, bars and images
     archives.py       the released robustness sets; scores.py: what a network scores on them

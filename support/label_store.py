@@ -1,13 +1,13 @@
-"""A folder of pseudo labels: filled by many processes, complete at once or refused.
+"""A folder of pseudo labels, filled by many processes; it is read only if complete, else refused.
 
     confidence.npy, class.npy     (M,) of every image of the pool, from pass 1
-    unique.npy                    (U,) the selected images: rising positions in the pool
+    unique.npy                    (U,) the selected images: ascending positions in the pool
     balanced.npy                  (K,) the images to train on: rows of unique, with duplicates
     targets.npy                   (U, num_classes) float16, from pass 2
-    target_class.npy              (U,) the teacher's class of the same
-    labels.csv                    for the eye: file, class, confidence, copies
+    target_class.npy              (U,) the teacher's class for each of these images
+    labels.csv                    for people to read: file, class, confidence, copies
     labels.json                   settings, counts, accuracy; written last
-    progress/                     what is done, until then
+    progress/                     until then: what is done so far
 """
 
 import json
@@ -35,10 +35,10 @@ class PseudoLabels:
     images: ImageSet  # the U unique ones
     targets: np.ndarray  # (U, num_classes) float16
     balanced: np.ndarray  # (K,) int64: rows of both, with duplicates
-    kind: str = "soft"  # of the targets, or hard: their largest entry alone
-    unique: np.ndarray | None = None  # (U,) int64: rising positions in the pool
-    settings: dict = field(default_factory=dict)  # all that decided them; JSON-able
-    counts: dict = field(default_factory=dict)  # pool, confident, unique, balanced, ...: images
+    kind: str = "soft"  # of the targets; "hard": only their largest entry counts
+    unique: np.ndarray | None = None  # (U,) int64: ascending positions in the pool
+    settings: dict = field(default_factory=dict)  # all that decided the labels; JSON-able
+    counts: dict = field(default_factory=dict)  # images: pool, confident, unique, balanced, ...
     top1: float | None = None  # accuracy in percent of the unique ones whose true class is known
     per_class: dict = field(default_factory=dict)  # the same counts by class
 
@@ -55,8 +55,8 @@ def pool_settings(pool: ImageSet) -> dict:
 
 
 def _open(folder: str | Path, pool: ImageSet, settings: dict) -> tuple[dict, dict]:
-    """labels.json and the arrays, memory-mapped; InputError if they are not complete, of other
-    settings, or broken. (Of the targets, which may be millions, some thousand are looked at.)
+    """labels.json and the arrays, memory-mapped; InputError if they are incomplete, broken,
+    or of other settings. (Of the targets, perhaps millions, only a few thousand are checked.)
     """
     folder = Path(folder)
     try:
@@ -95,14 +95,14 @@ def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> Ps
 
 
 class LabelStore:
-    """The folder while it is filled, by this process and others.
+    """The folder while it is being filled, by this process and others.
 
     Args:
         folder: begun here, or continued; InputError if it was begun with other settings.
-        settings: all that decides the labels but the pool; JSON-able. Rows are made, and kept, in
+        settings: all that decides the labels, except the pool; JSON-able. Rows are made and kept in
             multiples of its "batch_size".
-        images_of: earlier labels of the pool, whose choice of images is taken over; or None.
-        shard: "i/n": this process makes shard i of n; None: by the processes of torchrun.
+        images_of: earlier labels of the pool, whose choice of images is reused; or None.
+        shard: "i/n": this process makes shard i of n; None: one shard for each process of torchrun.
         progress: name of the progress bars; None: no bars.
     """
 
@@ -129,7 +129,7 @@ class LabelStore:
         except OSError:  # nothing was begun, or another shard has just completed it
             if devices.rank() == 0 and not self.complete():
                 files.make_folder(begun.parent)
-                for name in ("unique", "balanced"):  # of labels whose labels.json was removed
+                for name in ("unique", "balanced"):  # left over: their labels.json was removed
                     (self.folder / f"{name}.npy").unlink(missing_ok=True)
                 self._write("progress/settings.json", self.settings)
         devices.wait_for_all()
@@ -139,7 +139,7 @@ class LabelStore:
         return (self.folder / "labels.json").exists()
 
     def _write(self, name: str, contents: dict | np.ndarray) -> None:
-        """A JSON or .npy file, whole or not there; several shards may write the same one."""
+        """Write a JSON or .npy file, whole or not at all; several shards may write the same one."""
         path = self.folder / name
         own = path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}")
         if isinstance(contents, dict):
@@ -154,13 +154,13 @@ class LabelStore:
 
     def fill(self, step: str, names: tuple[str, ...], total: int,
              make: Callable[[range], tuple[Tensor, ...]]) -> list[np.ndarray]:
-        """Arrays of `total` rows, of which make(part) gives the rows of a part of range(total).
+        """Fill arrays of `total` rows; make(part) gives the rows of `part`, a part of range(total).
 
         The rows are cut into chunks, of which shard i of n makes the i-th, the (i + n)-th, ... A
-        chunk is done when its rows are on the disk and then, as a mark of that, an empty file: it
+        chunk is done once its rows are on the disk and, after them, an empty file that marks it: it
         is never made again. Raises Unfinished while chunks of other shards are missing.
         """
-        # About a hundred chunks, so that little is lost, but none of over a hundred batches.
+        # About a hundred chunks, so that a kill loses little, but none of over a hundred batches.
         batch = self.settings["batch_size"]
         size = batch * min(max(total // (100 * batch), 1), 100)
         bounds = [*range(0, max(total - size, 0) + 1, size), total]  # the last takes the rest, too
@@ -184,17 +184,17 @@ class LabelStore:
         missing = {n % count for n, mark in enumerate(marks) if not mark.exists()}
         if missing and not self.complete():
             raise Unfinished(f"{self.folder}: {step} of shard {number}/{count} is done, that of "
-                             f"{', '.join(map(str, sorted(missing)))} is missing: run them, then "
-                             "this one again")
+                             f"{', '.join(map(str, sorted(missing)))} is missing: run those shards,"
+                             " then this one again")
         return [self.load(name) for name in names]
 
     def once(self, select: Callable[[], np.ndarray]) -> np.ndarray:
         """The unique images, from the positions that `select` gives: selected by one process, or
-        taken over from `images_of`. InputError if there is none.
+        copied from `images_of`. InputError if there are none.
         """
         if devices.rank() == 0 and not (self.folder / "balanced.npy").exists():
             if self.source:
-                for name in ("confidence", "class", "unique", "balanced"):  # the last one last
+                for name in ("confidence", "class", "unique", "balanced"):  # balanced marks the end
                     self._write(f"{name}.npy", np.load(self.source / f"{name}.npy", mmap_mode="r"))
             else:
                 positions, confidence = select(), self.load("confidence")
@@ -222,7 +222,7 @@ class LabelStore:
         return read(self.folder, self.pool, self.settings)
 
     def _count(self) -> dict:
-        """How many images each step kept, by class, too, and how many labels are right."""
+        """How many images each step kept, in all and by class, and how many labels are right."""
         confidence, guess, unique, balanced, label = map(
             self.load, ("confidence", "class", "unique", "balanced", "target_class"))
         predictions.list_labels(self.folder / "labels.csv", self.pool, unique, balanced, label,

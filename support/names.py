@@ -1,7 +1,7 @@
 """The names of a large pool's files: in a file that all processes map, not in each one's memory.
 
-A name of 41 letters takes 98 bytes in a Python list, of 300 M files 29 GB in every process. Here it
-takes 41 and 8 bytes of the disk, which the system keeps in memory once and only as far as it likes.
+A name of 41 letters takes 98 bytes in a Python list: for 300 M files, 29 GB in every process. Here
+it takes 41 + 8 bytes on disk, which the system caches once in memory, and only as far as it likes.
 """
 
 import os
@@ -24,7 +24,7 @@ class Names(Sequence):
     Args:
         letters: (L,) uint8, all names one after the other.
         ends: (N,) int64, where each one ends.
-        rows: (K,) of them, in that order; None: all.
+        rows: (K,) which of them, in this order; None: all.
     """
 
     def __init__(self, letters: np.ndarray, ends: np.ndarray, rows: np.ndarray | None = None):
@@ -43,18 +43,18 @@ class Names(Sequence):
 
 
 def take(names: Sequence[str], rows: np.ndarray) -> Sequence[str]:
-    """The names at `rows`, an int64 array: of `Names` a view, else a tuple."""
+    """The names at `rows`, an int64 array: a view if `names` is a `Names`, else a tuple."""
     if not isinstance(names, Names):
         return tuple(names[row] for row in rows.tolist())
     return Names(names.letters, names.ends, rows if names.rows is None else names.rows[rows])
 
 
 def write(found: Iterable[str], folder: str | Path) -> Sequence[str]:
-    """Put names into files in `folder`, which has room and exists, and map them.
+    """Write names to files in `folder`, which must exist and have room, and map them.
 
-    torchrun's first process writes, and all map the same files, which have no name any more when
-    this returns: the last process to end gives the room back, however it ends. `found` is used by
-    the first one alone. InputError if the disk is full.
+    torchrun's first process writes, and all map the same files, which are unlinked when this
+    returns: their space is freed when the last process ends, however it ends. Only the first
+    process uses `found`. InputError if the disk is full.
     """
     place = None
     try:

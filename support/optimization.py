@@ -11,14 +11,14 @@ from support import runs
 class RMSpropTF(torch.optim.Optimizer):
     """RMSProp as in TensorFlow, which EfficientNet's recipe relies on.
 
-    Unlike torch.optim.RMSprop, epsilon is inside the square root, the squared average starts at
-    one, and the learning rate is inside the momentum buffer:
+    Unlike torch.optim.RMSprop, epsilon is inside the square root, the average of squares starts
+    at one, and the learning rate is inside the momentum buffer:
 
         square  <- decay * square + (1 - decay) * gradient^2
         buffer  <- momentum * buffer + lr * gradient / sqrt(square + eps)
         weight  <- weight - buffer
 
-    `weight_decay` is L2 in the loss: it adds weight_decay * weight to the gradient.
+    `weight_decay` is an L2 penalty in the loss: it adds weight_decay * weight to the gradient.
     """
 
     def __init__(self, params, lr: float = 0.016, decay: float = 0.9, momentum: float = 0.9,
@@ -28,7 +28,7 @@ class RMSpropTF(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update; all weights pass each operation together, for a GPU's sake."""
+        """One update; each operation takes all weights together, which suits a GPU."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
@@ -70,7 +70,7 @@ def make_optimizer(network: nn.Module, config) -> torch.optim.Optimizer:
 class ModelEMA:
     """Exponential moving average of weights and BatchNorm statistics.
 
-    `network` holds the average, in evaluation mode: it is what is evaluated, saved and labels.
+    `network` holds the average, in evaluation mode: it is evaluated and saved, and it labels.
     """
 
     def __init__(self, network: nn.Module, decay: float = 0.9999):
@@ -103,7 +103,7 @@ class Best:
         self.kept = {"val_top1": None, "step": None, "model": None}
 
     def offer(self, top1: float | None, network: torch.nn.Module, step: int) -> None:
-        """Keep a copy of the weights after this step if they are at least as good (percent)."""
+        """Keep a copy of this step's weights if `top1` (percent) is at least the best so far."""
         if top1 is None or self.kept["val_top1"] is None or top1 >= self.kept["val_top1"]:
             self.kept = {"val_top1": top1, "step": step,
                          "model": runs.to_host(network.state_dict(), copy=True)}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from support import images, plans
 
-# Labelled images, classes and unlabelled images that a plan is for: what --dry-run counts with.
+# Labelled images, classes and unlabelled images that a plan is for; --dry-run assumes them.
 IMAGENET = 1_281_167, 1000, 300_000_000
 SIZES = {"demo": (80, 10, 6_000), "svhn": (65_937, 10, 531_131),
          "cifar10-cpu": (4_000, 10, 41_000), "cifar10": (4_000, 10, 41_000),
@@ -24,8 +24,8 @@ class Stage(NamedTuple):
     pixels: int
     steps: int
     images_a_step: int
-    cost: float = 1.0  # of an image, in proportion
-    labels_made: int | None = None  # before it: images of the pool, in both passes
+    cost: float = 1.0  # of an image, relative to the others
+    labels_made: int | None = None  # pool images labelled before it, both passes together
 
     @property
     def images(self) -> int:
@@ -44,7 +44,7 @@ def stages(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool
     (labeled, classes, pool), found = sizes, []
 
     def learn(config, name: str, pseudo: bool | None, start: object) -> None:
-        """A phase, in the place of its training."""
+        """Note a phase as a stage, instead of training it."""
         steps = replace(config, labeled_images=labeled).total_steps
         kinds = (config.joint or not pseudo) + (config.unlabeled_ratio if pseudo else 0)
         width, depth, *_ = scaling(config.arch)
@@ -63,7 +63,7 @@ def stages(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool
 
 
 def align(lines: list[list]) -> str:
-    """A head and rows as text: words to the left, numbers to the right, None as "-"."""
+    """A header and rows as aligned text: words left, numbers right, None as "-"."""
     columns = []
     for head, *cells in zip(*lines, strict=True):
         words, forms = isinstance(cells[0], str), {str: "", int: ",d", float: ".2f"}
@@ -75,7 +75,7 @@ def align(lines: list[list]) -> str:
 
 
 def table(found: Sequence[Stage]) -> str:
-    """One line a stage."""
+    """One line per stage."""
     return align([
         ["training", "model", "pixels", "steps", "images a step", "images", "labels made"],
         *([*stage[:5], stage.images, stage.labels_made] for stage in found)])
@@ -83,7 +83,7 @@ def table(found: Sequence[Stage]) -> str:
 
 def outline(plan: str, generations: Sequence, flags, source, train_phases: Callable,
             scaling: Callable, recipe: Callable) -> str:
-    """What a loop would do, as a table, and what it changes of the paper's recipe.
+    """What a loop would do, as a table, and where it departs from the paper's recipe.
 
     Args:
         flags: iterate.Flags; source: sources.Source, whose numbers replace those of SIZES.
@@ -100,8 +100,8 @@ def outline(plan: str, generations: Sequence, flags, source, train_phases: Calla
     if flags.images_per_second:
         hours = (trained + labelled / 3) / flags.images_per_second / 3600
         text.append(f"{hours:,.1f} device hours at {flags.images_per_second:g} images a second "
-                    "(labelling: three times as many), without validation and test")
-    changed = {}  # the generations that change the same
+                    "(labelling: three times that speed), without validation and test")
+    changed = {}  # generation names by what they change
     for number, generation in enumerate(generations):
         changed.setdefault(_changes(generation, recipe, number > 0), []).append(generation.name)
     text += [f"{', '.join(names)}: {changes}" for changes, names in changed.items()]
@@ -109,7 +109,7 @@ def outline(plan: str, generations: Sequence, flags, source, train_phases: Calla
 
 
 def _changes(generation, recipe: Callable, student: bool) -> str:
-    """What a generation changes of the paper's recipe for its model."""
+    """How a generation departs from the paper's recipe for its model."""
     config, labelling = generation.config, generation.labelling
     paper, here = vars(recipe(config.arch)) | {"start_from": None}, vars(config) | vars(generation)
     if student:
@@ -117,13 +117,13 @@ def _changes(generation, recipe: Callable, student: bool) -> str:
         here |= vars(labelling) | {"per_class": labelling.per_class or "pool / classes"}
     changed = ", ".join(f"{name} {here[name]} ({value})" for name, value in paper.items()
                         if here[name] != value and name not in ("seed", "labeled_images"))
-    return f"not as in the paper (there): {changed}" if changed else "as in the paper"
+    return f"not as in the paper (its values): {changed}" if changed else "as in the paper"
 
 
 class Loop:
     """What the runs of a loop share: a log, and how long all that remains will take.
 
-    Says what the stages are.
+    Making it prints the stages.
     """
 
     def __init__(self, log: Path, found: Sequence[Stage]):
@@ -132,8 +132,8 @@ class Loop:
         self.costs = [stage.images * stage.cost for stage in found]
 
     def left(self, name: str, share: float, whole: float) -> str:
-        """"stage 2 of 5, all done in 1 h 20 min", where stage `name` takes `whole` seconds and has
-        done this share of it.
+        """"stage 2 of 5, all done in 1 h 20 min", if stage `name` takes `whole` seconds and `share`
+        of it is done.
         """
         number = self.names.index(name)
         rest = sum(self.costs[number:]) / self.costs[number] - share
@@ -146,7 +146,7 @@ class Loop:
 
 
 def duration(seconds: float) -> str:
-    """In words."""
+    """A duration in words, such as 2 h 5 min."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"

@@ -11,11 +11,11 @@ from support import corruptions, images, reading
 from support.images import ImageSet
 from support.label_store import PseudoLabels
 
-# ---- What is drawn that no report holds ----
+# ---- What is drawn but not in the report ----
 
 
 def curves(log: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Of each training the figures that it logged: name -> figure -> (step, value) pairs."""
+    """The figures that each training logged: name -> figure -> (step, value) pairs."""
     found = {}
     for line in map(json.loads, log.read_text().splitlines()):
         if "step" in line:
@@ -30,7 +30,7 @@ def examples(test: ImageSet, size: int, teacher: Callable[[Tensor], Tensor],
              student: Callable[[Tensor], Tensor]) -> list[tuple[str, Tensor, int, int]]:
     """As in figure 3: corrupted test images that the student gets right and the teacher wrong.
 
-    Of each corruption, at severity 3, one of 300 images if there is one: the corruption, the image
+    For each corruption, at severity 3, one such image of 300, if any: the corruption, the image
     (3, size, size) uint8, the teacher's class and the true one.
     """
     generator, found = torch.Generator().manual_seed(0), []
@@ -51,9 +51,9 @@ def examples(test: ImageSet, size: int, teacher: Callable[[Tensor], Tensor],
 
 
 def draw(report: dict, labels: PseudoLabels, logged: dict, shown: list, path: Path) -> None:
-    """report.png: accuracy, balance, curves, robustness, some images of the test and of the pool.
+    """report.png: accuracy, balance, curves, robustness, some test and pool images.
 
-    labels: the pseudo labels of the last student; logged: of `curves`; shown: of `examples`.
+    labels: the pseudo labels of the last student; logged: from `curves`; shown: from `examples`.
     """
     from matplotlib.figure import Figure
 
@@ -79,7 +79,7 @@ def draw(report: dict, labels: PseudoLabels, logged: dict, shown: list, path: Pa
     accuracy.set(title="Accuracy by generation", ylabel="top-1 (%)")
     accuracy.legend()
 
-    # Names as matplotlib can draw them: no formulas, and bytes that are no text escaped.
+    # Names as matplotlib can draw them: no formulas, and bytes that are not text escaped.
     classes = [name.encode(errors="backslashreplace").decode().replace("$", r"\$")
                for name in labels.images.classes]
     counts = {"pool, as the teacher labels it": labels.per_class["pool"],
@@ -105,7 +105,7 @@ def draw(report: dict, labels: PseudoLabels, logged: dict, shown: list, path: Pa
 
 
 def _draw_bars(axes, names: list[str], heights: dict[str, list[float]]) -> None:
-    """A group of bars for each name, and in it one of each list of heights."""
+    """A group of bars for each name, with one bar from each list of heights."""
     width = 0.8 / len(heights)
     for number, (label, values) in enumerate(heights.items()):
         shift = (number - (len(heights) - 1) / 2) * width
@@ -151,8 +151,8 @@ def _draw_classes(accuracy, confusion, rows: list[dict], classes: list[str]) -> 
 
 
 def _draw_examples(figure, shown: list, classes: list[str]) -> None:
-    figure.suptitle("Corrupted test images that the last student gets right; below the corruption, "
-                    "and the first teacher's answer")
+    figure.suptitle("Corrupted test images that the last student gets right; below: the corruption,"
+                    " and the first teacher's answer")
     bare = {"frame_on": False, "xticks": [], "yticks": []}
     cells = figure.subplots(1, len(shown), subplot_kw=bare, squeeze=False).flat
     for axes, (name, image, guess, truth) in zip(cells, shown, strict=True):

@@ -1,11 +1,11 @@
-"""Plans: for each generation its name, what it changes of train.recipe, and of Labelling; and how
+"""Plans: for each generation its name and what it changes in train.recipe and in Labelling; and how
 a command line changes a plan.
 
 A hundred or a few thousand labels are seen hundreds of times in minutes instead of days, so Adam's
-step replaces RMSProp's (which needs a warm-up of many epochs), a cosine to zero the decay by 0.97,
-and the averages are over shorter spans. Adam's step does not grow with the loss, so they take its
-average, section 3.1's "concat", in place of the authors' sum. All was chosen on validation
-(results/).
+step replaces RMSProp's (which needs a warm-up of many epochs), a cosine schedule to zero replaces
+the decay by 0.97, and the averages are over shorter spans. Adam's step does not grow with the loss,
+so the plans take the average loss, section 3.1's "concat", in place of the authors' sum. All of
+this was chosen on validation (results/).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ FEW_LABELS = {
     "schedule": "cosine", "dropout": 0.2, "normalization": "concat",
 }
 # paper: two operations; here: one, since two leave models of this size underfit.
-# authors: strides of 1 in stages 2 and 3 on 32x32 images; here: of 2, as the maps of stages 3 to 7
-# would be 16 times as large, too much for minutes on a CPU.
+# authors: strides of 1 in stages 2 and 3 on 32x32 images; here: of 2; with 1 the maps of stages 3
+# to 7 would be 16 times as large, too much for minutes on a CPU.
 DEMO = FEW_LABELS | {
     "arch": "0.25x0.5", "rand_augment_operations": 1, "batch_size": 64, "unlabeled_ratio": 2,
     "learning_rate": 0.04, "ema_decay": 0.98, "epochs": 750.0, "evaluate_epochs": 75.0,
@@ -46,8 +46,8 @@ TINY = DEMO | {
     "learning_rate": 0.056, "ema_decay": 0.99, "epochs": 256.0, "evaluate_epochs": 16.0,
 }
 TINY_LABELS = {"per_class": 200}
-# Photographs: the crops are ImageNet's at any size, and labels are repeated so often that it is
-# the pool that decides the last points (results/photographs.md).
+# Photographs: the crops are ImageNet's at any size, and labels are repeated so often that
+# the pool decides the last points of accuracy (results/photographs.md).
 # authors: no RandAugment for B0 and B1 on ImageNet; here: some, as users' sets have fewer labels.
 OWN = FEW_LABELS | {
     "arch": "b0", "image_size": 224, "crops": "imagenet", "batch_size": 64, "unlabeled_ratio": 1,
@@ -69,7 +69,7 @@ SVHN = {
     "rand_augment_magnitude": 5.0, "flip": False, "batch_size": 128, "unlabeled_ratio": 5,
     "weight_decay": 1e-4, "epochs": 100.0, "decay_epochs": 0.695,  # 0.97**143.9 is 1 / 80
 }
-# Table 6: unlabelled batches as large as labelled ones; with 1.3 M images standard augmentation.
+# Table 6: unlabelled batches as large as labelled; for 1.3 M images, standard augmentation alone.
 B5 = {"arch": "b5", "unlabeled_ratio": 1}
 PLAIN_B5 = B5 | {"rand_augment_operations": 0}
 
@@ -80,8 +80,8 @@ GENERATIONS = {
         ("student 2", DEMO | {"arch": "0.35x0.5"}, {"per_class": 800}),
     ),
     "cifar10-cpu": (
-        # Without RandAugment, like the authors' B0: it hurts so small a network on labels alone.
-        # It needs twice a student's steps to converge.
+        # Without RandAugment, like the authors' B0: that hurts so small a network on labels alone.
+        # The teacher needs twice a student's steps to converge.
         ("teacher", CIFAR_CPU | {"rand_augment_operations": 0, "epochs": 72.0}, {}),
         ("student 1", CIFAR_CPU, SHARP),
         ("student 2", CIFAR_CPU, SHARP),
@@ -104,7 +104,7 @@ GENERATIONS = {
     "table6-1.3m": (("teacher", PLAIN_B5, {}), ("student 1", PLAIN_B5, {"per_class": 1_300})),
 }
 # paper: students from scratch, "sometimes better" given many epochs (finding 8); here: from their
-# teachers' weights, as the minutes are too few to learn all of it again.
+# teachers' weights, as minutes are too short to learn all of it again.
 FROM_TEACHER = ("cifar10-cpu",)
 
 
@@ -114,11 +114,11 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
 
     Args:
         generations: iterate.Generation, the teacher and its students; flags: iterate.Flags.
-        labelling, ablations, changes: fields of their labelling, of themselves, of their config.
+        labelling, ablations, changes: new values for their labelling, themselves, their config.
         load, scaling, recipe: model.Checkpoint.load, model.scaling and train.recipe.
 
-    With --start-from the teacher starts from a checkpoint, and so does every student of its
-    architecture, at its size of images, unless it starts from its teacher.
+    With --start-from the teacher starts from a checkpoint, and so does every student of the
+    same architecture, at the checkpoint's image size, unless it starts from its teacher.
     """
     if not flags.filter:
         labelling = labelling | {"threshold": 0.0}
@@ -132,11 +132,11 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
         archs = [start.arch]
     if start and start.arch != archs[0]:
         raise InputError(f"--start-from: {file} holds a {start.arch}, not the teacher's "
-                         f"{archs[0]}: give --arch {start.arch} first, or none")
+                         f"{archs[0]}: give --arch {start.arch} first, or leave it out")
     for number, arch in enumerate(archs * len(generations) if len(archs) == 1 else archs):
         generation = generations[min(number, len(generations) - 1)]
         config, (_, _, resolution, dropout) = generation.config, scaling(arch)
-        if plan in ("paper", "figure2") and arch != config.arch:  # 800 pixels are L2's
+        if plan in ("paper", "figure2") and arch != config.arch:  # only L2 goes to 800 pixels
             config = recipe(arch)
             generation = replace(generation, fixed_resolution=800 if arch == "l2" else None)
         elif flags.arch and "x" not in arch:
@@ -150,7 +150,7 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
             config = replace(config, augment_unlabeled=False, model_noise_unlabeled=False)
         config = replace(config, **{"arch": arch, "seed": flags.seed} | changes)
         if config.optimizer == "adamw" and "learning_rate" not in changes:
-            # The rate is per 256 images. For Adam it follows the root of the batch, or the steps
+            # The rate is per 256 images. For Adam it follows the root of the batch; else the steps
             # of a batch of 16, a quarter of the plan's, would be too small to learn anything.
             ratio = generation.config.batch_size / config.batch_size
             config = replace(config, learning_rate=config.learning_rate * ratio**0.5)
@@ -159,7 +159,7 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
             labelling=replace(generation.labelling, **labelling),
             **(ablations if number else of_teacher)))
         if number and arch != chosen[-2].config.arch and "from_teacher" not in ablations:
-            chosen[-1] = replace(chosen[-1], from_teacher=False)  # it has other weights
+            chosen[-1] = replace(chosen[-1], from_teacher=False)  # the weights do not fit
         if start and arch != start.arch:
             images.say_once(f"{chosen[-1].name} ({arch}) starts from scratch: {file} holds a "
                             f"{start.arch}")
@@ -168,9 +168,9 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
 
 
 def on_labels_only(generations: Sequence) -> list:
-    """Each student's model on the labels alone, for as many steps and phases.
+    """Each student's model trained on the labels alone, for as many steps and phases.
 
-    Its noise is the student's; but from scratch its image noise is the teacher's, which a plan
+    Its noise is the student's; but a model from scratch has the teacher's image noise, which a plan
     chooses for the labels alone. Where a student starts from its teacher, this model starts from
     its predecessor: the first teacher, or the previous model on the labels alone. Students from
     scratch that differ only in their use of the pool share one model, which is trained once.
@@ -207,7 +207,7 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
                 raise InputError(f"these images are {labeled.pixels.shape[-1]} pixels large in "
                                  "memory: --image-size and --fixed-resolution cannot be "
                                  f"{wanted} here")
-        # The teacher's batch, and that of labels alone.
+        # Without a pool: the batch of the teacher and of the models on the labels alone.
         batches.check(generation.config, labeled, None, machine)
         with torch.device("meta"):
             network = build_model(generation.config, len(labeled.classes))
@@ -216,8 +216,8 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
                  if block.residual and block.survival_prob < 1]
         if generation.config.survival_prob < 1 and not depth:
             images.say_once(f"Warning: a {generation.config.arch} has no stochastic depth, as no "
-                            "block after its first has a shortcut; from a depth of 0.3 on there "
-                            "are some")
+                            "block after its first has a shortcut; from a depth of 0.3 on "
+                            "some have one")
     for number in range(1, len(generations)):
         teacher, student = (one.config for one in generations[number - 1: number + 1])
         if generations[number].from_teacher and (teacher.arch, teacher.small_images) != (

@@ -1,4 +1,4 @@
-"""Predictions as tables for people: of any images, and of the pseudo labels that were chosen."""
+"""Tables for people to read: predictions for any images, and the pseudo labels that were chosen."""
 
 import contextlib
 import csv
@@ -17,12 +17,12 @@ from support import devices, files, images
 from support.images import ImageSet
 
 PART = 10_000  # images that are predicted, and written, together
-FOR_THE_EYE = 100_000  # labels that are listed, at most
+FOR_THE_EYE = 100_000  # at most so many labels are listed
 
 
 @contextlib.contextmanager
 def _table(file: BinaryIO, head: list[str]) -> Iterator:
-    """Of a file that stays open the writer of a table's rows."""
+    """The writer of a table's rows into `file`, which stays open."""
     text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
     writer = csv.writer(text)
     writer.writerow(head)
@@ -32,8 +32,8 @@ def _table(file: BinaryIO, head: list[str]) -> Iterator:
 
 def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Tensor], found,
           machine: devices.Machine) -> None:
-    """A CSV file of one line an image: its file, and the `top` most probable classes with their
-    probabilities. Files that are no images, or broken, are named on the screen and left out.
+    """Write a CSV file with one line per image: its file, and the `top` most probable classes with
+    their probabilities. Files that are broken or not images are named on the screen and left out.
 
     predict: pseudo_label.predict; found: model.Checkpoint.
     """
@@ -67,9 +67,9 @@ def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Tensor], f
 
 def list_labels(path: Path, pool: ImageSet, unique: np.ndarray, balanced: np.ndarray,
                 label: np.ndarray, confidence: np.ndarray) -> None:
-    """A CSV file of the chosen images: file, class, the teacher's confidence, copies.
+    """Write a CSV file of the chosen images: file, class, the teacher's confidence, copies.
 
-    Of a choice that is too large for that, one in so many. Nothing for images without files.
+    Of more than FOR_THE_EYE only every n-th is listed. Images without files: nothing is written.
     """
     if not pool.files:
         return

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-BLOCK = 2**22  # images looked at together: some 100 MB of temporary arrays
+BLOCK = 2**22  # images handled together: about 100 MB of temporary arrays
 
 
 def ranked(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshold: float,

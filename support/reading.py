@@ -1,4 +1,4 @@
-"""From images to batches: the one reader and its worker processes, and a function of all images."""
+"""From images to batches: the one reader with its workers; applying a function to all images."""
 
 import contextlib
 import time
@@ -24,25 +24,25 @@ class _Decoder:
     def __getitem__(self, keys: list) -> Tensor | list[Tensor] | InputError:
         try:
             return default_collate([self.decode(key) for key in keys])
-        except InputError as error:  # raised here it would come with a worker's traceback
+        except InputError as error:  # raised here, it would carry a worker's traceback
             return error
 
 
 def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterator:
-    """For each list of keys in `batches` what `decode(key)` returns for them, stacked.
+    """For each list of keys in `batches`, what `decode(key)` returns for these, stacked.
 
     `workers` processes decode, each at most two batches ahead (so `batches` may be endless). An
-    array becomes (B, ...), a tuple of arrays a list of such. An InputError is raised here.
+    array becomes (B, ...), a tuple of arrays a list of these. `decode`'s InputError is raised here.
     """
-    own = torch.Generator()  # or the loader would draw from torch's global one
+    own = torch.Generator()  # else the loader would draw from torch's global one
     try:
         for batch in DataLoader(_Decoder(decode), sampler=batches, batch_size=None,
                                 num_workers=workers, generator=own):
             if isinstance(batch, InputError):
                 raise batch
             yield batch
-    except (ConnectionError, EOFError) as error:  # a worker's end, before PyTorch speaks of it
-        time.sleep(1)  # its signal handler raises here then, not in whatever comes next
+    except (ConnectionError, EOFError) as error:  # a worker has died; PyTorch has yet to say so
+        time.sleep(1)  # so its signal handler raises here, not in whatever comes next
         raise RuntimeError("DataLoader worker gone: its connection is broken") from error
 
 
@@ -66,9 +66,9 @@ def clean(source: ImageSet, batches: Iterable[Tensor], image_size: int, workers:
           held_out: frozenset[bytes] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """For each (B,) tensor of indices the central squares of the images, and which are usable.
 
-    held_out: fingerprints of images that must not be labelled, for files that nobody has opened
-    yet: they and unreadable files are not usable, and black. None: an unreadable file is an
-    InputError, and all are usable. Yields ((B, 3, S, S) uint8, (B,) bool).
+    held_out: fingerprints of images that must not be labelled, for files not opened before: these
+    images and unreadable files come out black and not usable. None: all are usable, and an
+    unreadable file is an InputError. Yields ((B, 3, S, S) uint8, (B,) bool).
     """
     check_size(source, image_size)
     if source.pixels is None:
@@ -81,8 +81,8 @@ def clean(source: ImageSet, batches: Iterable[Tensor], image_size: int, workers:
 
 
 def in_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:
-    """The images as pixels: a set in memory as it is; of files some 2,000 * 32 / image_size, and
-    200 at least, always the same.
+    """The images as pixels: a set in memory as it is; of files, 2,000 * 32 / image_size but
+    at least 200, always the same ones.
     """
     if source.pixels is not None:
         return source
@@ -96,9 +96,9 @@ def in_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:
 
 @contextlib.contextmanager
 def evaluation_mode(network: nn.Module, noised: bool = False) -> Iterator[None]:
-    """Inside, every module is in evaluation mode; afterwards each is in its own again.
+    """Inside, every module is in evaluation mode; afterwards each is back in its own.
 
-    noised: dropout and stochastic depth stay on; BatchNorm's statistics of a batch are no noise.
+    noised: dropout and stochastic depth are on; BatchNorm's batch statistics, no noise, are off.
     """
     modes = {module: module.training for module in network.modules()}
     try:
@@ -111,7 +111,7 @@ def evaluation_mode(network: nn.Module, noised: bool = False) -> Iterator[None]:
 
 
 def size_for(image_size: int) -> int:
-    """How many images to predict together: 500 of 128x128 pixels, of larger ones fewer.
+    """How many images to predict together: 500 of 128x128 pixels, fewer of larger ones.
 
     So L2's largest map at 800 pixels, 276 MB an image, takes 3 GB, and B0's at 224 less than 1 GB.
     """
@@ -134,9 +134,9 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor, im
     """The rows (M, ...) of function(batch) for all clean images, on the CPU.
 
     Args:
-        size: images of a batch; None: what `size_for` says.
-        chance: numbers that decide the random numbers of `function`, with the batch's own; None:
-            it draws none.
+        size: images per batch; None: what `size_for` says.
+        chance: numbers that, with the batch's own number, seed the random numbers of `function`;
+            None: it draws none.
         held_out: see `clean`; the rows of images that are not usable are zero.
     """
     if isinstance(source, Tensor):

@@ -3,7 +3,7 @@
 The first table is the method's: what became of the pool, and the accuracy of each generation. The
 second is the paper's table 1 without ImageNet-A and with the attacks of section 3.4, on images made
 on the fly and with the teacher in AlexNet's place. Both are made from what report.json holds.
-The picture is support/picture.py's.
+support/picture.py draws the picture.
 """
 
 import json
@@ -41,7 +41,7 @@ def describe_images(splits: Splits, plan: str, out: Path, device: torch.device) 
 def show(report: dict, splits: Splits, out: Path, network: Callable[[str], Callable]) -> None:
     """Print the tables, and write report.json and report.png in `out`, the run's directory.
 
-    network: from the name of a checkpoint to its function from pixels to logits.
+    network: maps the name of a checkpoint to its function from pixels to logits.
     """
     if devices.rank() > 0:
         return
@@ -65,9 +65,9 @@ def show(report: dict, splits: Splits, out: Path, network: Callable[[str], Calla
 
 
 def figures(answers: Tensor, images: ImageSet) -> dict:
-    """Of the most probable classes (N, k) of a test set: accuracies in percent, and the confusion.
+    """Of a test set's most probable classes (N, k): accuracies in percent, the confusion matrix.
 
-    confusion: for each true class how many of its images got each class; None over 200 classes.
+    confusion: for each true class, how many images got each answer; None if over 200 classes.
     """
     count, right = len(images.classes), answers == images.labels[:, None]
     pairs = (images.labels * count + answers[:, 0]).bincount(minlength=count**2)
@@ -80,7 +80,7 @@ def figures(answers: Tensor, images: ImageSet) -> dict:
 
 
 def table(report: dict) -> str:
-    """One line a generation; accuracies in percent."""
+    """One line per generation; accuracies in percent."""
     lines = [["generation", "model", "parameters", "pool", "confident", "unique", "balanced",
               "pseudo-label top-1", "val top-1", "test top-1", "test top-5", "labels only"]]
     for row in report["generations"]:
@@ -95,7 +95,7 @@ def table(report: dict) -> str:
 
 
 def class_table(report: dict) -> str:
-    """Accuracy in percent by class, one column a generation; empty over 30 classes."""
+    """Accuracy in percent by class, one column per generation; empty if over 30 classes."""
     rows, classes = report["generations"], report.get("classes", ())
     if not 0 < len(classes) <= 30:
         return ""
@@ -117,7 +117,7 @@ def time_table(report: dict) -> str:
 
 
 def robustness_table(report: dict) -> str:
-    """The quick suite, one line a generation, in percent; empty where it was not run."""
+    """The quick suite, one line per generation, in percent; empty where it was not run."""
     rows = [(row["name"], row["robustness"]) for row in report["generations"] if row["robustness"]]
     if not rows:
         return ""
@@ -131,6 +131,6 @@ def robustness_table(report: dict) -> str:
               for name, row in rows]
     return (f"Robustness on {figures['images']:,} test images, made on the fly: not comparable "
             "with published figures.\n"
-            "mCE, mFR: corruption error and flip rate over the teacher's, which is 100 (in the "
-            "paper AlexNet's);\nlower is better. FGSM, PGD: top-1 after an attack that changes "
+            "mCE, mFR: corruption error and flip rate relative to the teacher's, which is 100 (in "
+            "the paper AlexNet's);\nlower is better. FGSM, PGD: top-1 after an attack that changes "
             f"each pixel by at most {' or '.join(epsilons)} of 255.\n\n" + align(lines))

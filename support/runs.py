@@ -4,10 +4,10 @@ The run of x.pt has four files:
 
     x.pt        the checkpoint, written last: where it exists the run is finished
     x.resume    until then, the state to continue from
-    x.lock      while a process is at it
-    x.jsonl     the log, one JSON object a line (a loop of several runs shares one log)
+    x.lock      while a process works on it
+    x.jsonl     the log, one JSON object per line (a loop of several runs shares one log)
 
-The first two carry the settings they were made with. Of the processes of a run the first one alone
+The first two carry the settings they were made with. Only the first of a run's processes
 writes.
 """
 
@@ -29,7 +29,7 @@ from support.outline import Loop
 
 
 def to_host(state: object, copy: bool = False) -> object:
-    """A state dict, nested or not, with its tensors on the CPU; maybe copies of them."""
+    """A state dict, nested or not, with its tensors on the CPU; with `copy`, as copies."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=copy)
     if isinstance(state, dict):
@@ -38,7 +38,7 @@ def to_host(state: object, copy: bool = False) -> object:
 
 
 def stem(out: str | Path) -> Path:
-    """A checkpoint's path without .pt or .pth: the files beside it begin so."""
+    """A checkpoint's path without .pt or .pth: the paths of the files beside it begin with it."""
     out = Path(out)
     return out.with_suffix("") if out.suffix in (".pt", ".pth") else out
 
@@ -51,16 +51,16 @@ class Run:
         settings: all that decides the result; JSON-able. InputError if `out`, or the state beside
             it, was made with others.
         steps: how many there are.
-        every: steps between two times of each of "log", "evaluate" and "save".
+        every: for each of "log", "evaluate" and "save", the steps from one to the next.
         name: of the run, in the log and before the progress bar.
-        loop: that this run is a stage of; its log takes the place of the one beside the checkpoint.
+        loop: the one this run is a stage of; its log replaces the one beside the checkpoint.
     """
 
     def __init__(self, out: str | Path, settings: dict, steps: int, *, every: dict[str, int],
                  name: str, loop: Loop | None = None):
         self.out, self.settings, self.total = Path(out), plain(settings), steps
         if self.out.suffix in (".resume", ".jsonl", ".lock"):
-            raise InputError(f"{out}: such a name is taken beside a checkpoint; use "
+            raise InputError(f"{out}: files beside a checkpoint have such names; use "
                              f"{self.out.stem}.pt")
         self.state = Path(f"{stem(out)}.resume")
         self.log_file = loop.log if loop else Path(f"{stem(out)}.jsonl")
@@ -70,10 +70,10 @@ class Run:
         if self.finished:
             self._read(self.out)
             if devices.rank() == 0:
-                self.state.unlink(missing_ok=True)  # killed just before it did so itself
+                self.state.unlink(missing_ok=True)  # the run was killed just before it did so
                 tqdm.write(f"{out}: finished already")
         else:
-            with lock(self.out, self.lock):  # an early word; `steps` takes it for good
+            with lock(self.out, self.lock):  # to fail early; `steps` then takes the lock
                 pass
 
     def _read(self, path: Path) -> dict:
@@ -94,7 +94,7 @@ class Run:
         devices.wait_for_all()
 
     def resume(self, **parts: object) -> int:
-        """The step to go on from, counted from 0, with the parts as they were then."""
+        """The step to continue from, counted from 0; puts the parts back as they were then."""
         self.parts = parts
         if self.state.exists():
             state = self._read(self.state)
@@ -104,7 +104,7 @@ class Run:
         return self.first
 
     def steps(self, batches: Iterable) -> Iterator[tuple]:
-        """(step, batch) to the last one, under a progress bar and with the log open."""
+        """(step, batch) to the last one, under a progress bar and with the lock held."""
         with contextlib.ExitStack() as held:
             held.enter_context(lock(self.out, self.lock))
             trim_log(self.log_file, self.name, self.first)
@@ -176,7 +176,7 @@ class Run:
 
 
 def trim_log(path: Path, name: str, first: int) -> None:
-    """Drop the lines that an interrupted run wrote from step `first` on: they come again."""
+    """Drop the lines that an interrupted run wrote from step `first` on: they are written again."""
     if devices.rank() > 0 or not path.exists():
         return
     try:
@@ -189,7 +189,7 @@ def trim_log(path: Path, name: str, first: int) -> None:
             if line["name"] != name or line["step"] < first:
                 kept.append(text + "\n")
         except (ValueError, TypeError, KeyError):
-            if number < len(lines):  # else cut off in the middle
+            if number < len(lines):  # the last one may be cut off
                 raise InputError(f"{path} is in the way and not a log of train.py (line {number}): "
                                  "choose another output") from None
     write_atomically(path, lambda file: file.write("".join(kept).encode()))

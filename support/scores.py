@@ -1,6 +1,6 @@
 """The results file of eval_robust.py: settings, a result for each part of a test set, a summary.
 
-The metrics are the essay's own; the functions here take them as arguments.
+The metrics are eval_robust.py's own; the functions here take them as arguments.
 """
 
 import json
@@ -31,7 +31,7 @@ def keep(path: str | Path, settings: dict, names: Sequence[str], measure: Callab
     """{name: measure(name)}, kept in a JSON file: what it holds already is not measured again.
 
     The first process measures, others wait. InputError if parts differ in their number of images,
-    or if the file is of other settings or something else: `renew` measures all anew then.
+    or if the file is of other settings or something else; with `renew` all is measured anew.
     """
     path = Path(path)
     if devices.rank() == 0:
@@ -47,7 +47,7 @@ def keep(path: str | Path, settings: dict, names: Sequence[str], measure: Callab
                 first, count = next(iter(parts)), parts[name]["images"]
                 if count != parts[first]["images"]:
                     raise InputError(f"part {name}: {count} images, but {parts[first]['images']} "
-                                     f"in {first}; is --data-dir whole?")
+                                     f"in {first}; is --data-dir complete?")
                 files.write_json(path, {"settings": settings, "parts": parts})
     devices.wait_for_all()
     return _read(path, settings)

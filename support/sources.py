@@ -1,4 +1,4 @@
-"""Where the images come from, by the flags of a command line: folders, torchvision, or the demo."""
+"""Where the images come from, as the flags of a script say: folders, torchvision, or the demo."""
 
 import os
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from support import InputError, cli, datasets, devices, files, folders, images, 
 from support.images import ImageSet, Splits
 from support.label_store import PseudoLabels
 
-# The reader of torchvision and its names of the training set, the test set and more images for the
-# pool; the plan of iterate.PLANS that fits, and what the images change of train.TrainConfig.
+# torchvision's reader, and its names for training set, test set and more images for the pool; the
+# plan of iterate.PLANS that fits, and what these images change in train.TrainConfig.
 PUBLISHED = {
     "cifar10": (sets.CIFAR10, (True, False), "cifar10", {}),
     "cifar100": (sets.CIFAR100, (True, False), "cifar10", {}),
-    # authors: no flips; a mirrored digit is not one.
+    # authors: no flips; a mirrored digit is not a digit.
     "svhn": (sets.SVHN, ("train", "test", "extra"), "svhn", {"flip": False}),
     # At their own size: the 113,000 images are held in memory.
     "stl10": (sets.STL10, ("train", "test", "unlabeled"), "own", {"image_size": 96}),
@@ -36,10 +36,10 @@ class Source:
     val: cli.Folder | None = None  # your validation images (default: some of the labelled ones)
     train: cli.Folder | None = None  # a fully labelled folder to split, for research
     labels_per_class: cli.Count | None = None  # labelled images per class; from folders, the first
-    val_per_class: cli.Count | None = None  # for validation (default: a tenth; 50 in the demo)
+    val_per_class: cli.Count | None = None  # validation images (default: a tenth; 50 in the demo)
     test_per_class: cli.Count | None = None  # the demo's test images of each class
     unlabeled_images: cli.Count | None = None  # size of the demo's pool
-    dataset: Literal[tuple(PUBLISHED)] | None = None  # published, read by torchvision
+    dataset: Literal[tuple(PUBLISHED)] | None = None  # a published set, read by torchvision
     root: cli.Folder = "datasets"  # where torchvision keeps its datasets
 
 
@@ -50,8 +50,8 @@ def read_folders(source: Source, image_size: int, workers: int = 0) -> Splits:
     """Labelled, test and validation folders (<class>/<image>), and a pool of any nesting.
 
     Without `val` the labelled folder is split, and without `unlabeled` the pool is what
-    `datasets.split` leaves of it, its labels kept, as research does. Broken files are left out of
-    `unlabeled`, and an InputError elsewhere.
+    `datasets.split` leaves of it, with its labels, as in research. Broken files are left out of
+    `unlabeled`, and are an InputError elsewhere.
     """
     labeled, pool = folders.list_classes(source.labeled or source.train), None
     test = folders.list_classes(source.test, labeled.classes)
@@ -70,12 +70,12 @@ def read_folders(source: Source, image_size: int, workers: int = 0) -> Splits:
 
 
 def read_published(source: Source, image_size: int, seed: int, workers: int = 0) -> Splits:
-    """A set of PUBLISHED, read from `root` by torchvision and downloaded to it where missing.
+    """A set of PUBLISHED, read from `root` by torchvision and downloaded there if missing.
 
     The seed draws the labelled images (None: all others) and the validation images (None: a tenth)
-    of each class from the training set; for Imagenette the file names do. The pool is the rest of
-    the training set and, for SVHN and STL-10, their extra and unlabelled images. InputError without
-    data and network, or if there is too little memory to enlarge the images.
+    of each class from the training set; for Imagenette they follow the file names. The pool is the
+    rest of the training set and, for SVHN and STL-10, their extra and unlabelled images. InputError
+    if there is neither data nor network, or if there is too little memory to enlarge the images.
     """
     name, root, (reader, parts, _, _) = source.dataset, source.root, PUBLISHED[source.dataset]
     native = 160 if image_size <= 160 else 320  # Imagenette comes in both sizes
@@ -98,14 +98,14 @@ def read_published(source: Source, image_size: int, seed: int, workers: int = 0)
                    pixels=torch.cat([part.pixels for part in (pool, *extra)]))
     native, count = train.pixels.shape[-1], sum(map(len, (train, test, *extra)))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
-    if image_size > native and 2 * count * 3 * image_size**2 > memory:  # a list, and one tensor
+    if image_size > native and 2 * count * 3 * image_size**2 > memory:  # as a list, then a tensor
         raise InputError(f"{name}: the memory is too small to enlarge {count:,} images to "
                          f"{image_size} pixels; leave out --image-size, or give {native}")
     return datasets.read_splits(Splits(labeled, pool, validation, test), image_size, workers)
 
 
 def as_set(dataset: object) -> ImageSet:
-    """A dataset of torchvision that holds arrays; without names its classes are digits."""
+    """A torchvision dataset of arrays, as an ImageSet; if it names no classes, they are digits."""
     pixels, labels = torch.from_numpy(dataset.data), getattr(dataset, "targets", None)
     if pixels.shape[3] == 3:
         pixels = pixels.permute(0, 3, 1, 2)
@@ -125,10 +125,10 @@ READS = {
 
 
 def plan_for(source: Source, plan: str | None, start: str | None = None) -> tuple[str, dict]:
-    """The plan, and what the images change of its training.
+    """The plan, and what the images change in its train.TrainConfig.
 
     Where `plan` is None: finetune if training starts from the file `start`; else by the size of the
-    images, the median of about 50 of a folder.
+    images: in a folder, the median of about 50.
     """
     plan = plan or ("finetune" if start else None)
     if source.dataset:
@@ -165,7 +165,7 @@ def choose(source: Source, plan: str, config, machine: devices.Machine, out: Pat
         return read_folders(source, image_size, workers)
     if kind == "dataset":
         if devices.rank() > 0:
-            devices.wait_for_all()  # one process downloads
+            devices.wait_for_all()  # until one process has downloaded
         splits = read_published(source, image_size, config.seed, workers)
         if devices.rank() == 0:
             devices.wait_for_all()
@@ -185,11 +185,11 @@ def read_training(flags, image_size: int,
                   workers: int = 0) -> tuple[ImageSet, ImageSet | None, PseudoLabels | None]:
     """(labelled, validation, pseudo-labelled) images by the flags of train.py."""
     if (flags.unlabeled is None) != (flags.pseudo_label_dir is None):
-        raise InputError("--unlabeled and --pseudo-label-dir go together: give both or none")
+        raise InputError("--unlabeled and --pseudo-label-dir go together: give both or neither")
     if flags.fixed_resolution and not flags.start_from:
         raise InputError("--fixed-resolution needs --start-from: the network to fine-tune")
     if flags.fixed_resolution and flags.unlabeled:
-        raise InputError("--fixed-resolution is a training on labelled images alone: leave out "
+        raise InputError("--fixed-resolution trains on labelled images alone: leave out "
                          "--unlabeled and --pseudo-label-dir")
     files.require_place(flags.out, [flags.labeled, flags.val, flags.unlabeled])
     labeled, validation = datasets.read_folder(flags.labeled, image_size, workers=workers), None
@@ -211,7 +211,7 @@ def read_training(flags, image_size: int,
 
 def read_unlabeled(flags, how: dict, classes: tuple[str, ...],
                    workers: int) -> tuple[ImageSet, frozenset[bytes]]:
-    """The pool, and the fingerprints of its held-out images, by the flags of pseudo_label.py.
+    """The pool, and the fingerprints of the held-out images, as the flags of pseudo_label.py say.
 
     flags: pseudo_label.Flags; how: the fields of pseudo_label.Labelling that are given. InputError
     for flags that do not go together.
@@ -222,7 +222,7 @@ def read_unlabeled(flags, how: dict, classes: tuple[str, ...],
     if flags.csv:
         without, wrong = "--csv", given.keys() - {"teacher", "unlabeled", "csv", "top"}
     else:
-        without, wrong = "--out: it is for --csv", given.keys() & {"top"} if flags.top > 1 else ()
+        without, wrong = "--out, only with --csv", given.keys() & {"top"} if flags.top > 1 else ()
     if flags.images_of and not wrong:
         without = "--images-of, whose images are chosen already"
         wrong = given.keys() & set(label_store.SELECTION)

@@ -1,14 +1,14 @@
-"""Files of weights, read as data, and the names that others give to the same weights.
+"""Files of weights, read as data, and the names that other libraries give the weights.
 
 There are three sources of a state dict, recognised by their keys:
 
     our own        what train.py saves
-    timm           tf_efficientnet_*: TensorFlow's weights, all released Noisy Student's among
-                   them; and its own efficientnet_*, known by their file's name or configuration
+    timm           tf_efficientnet_*: TensorFlow's weights, among them all released Noisy
+                   Students; and timm's own efficientnet_*, known by the file's name or config.json
     torchvision    efficientnet_*
 
-`our_names` translates the last two. What their networks compute in another way are a file's
-`Conventions`, which `imitate` adopts and every checkpoint that comes of them keeps.
+`our_names` translates the last two. Where their networks compute differently, a file has
+`Conventions`, which `imitate` adopts and every checkpoint trained from such weights keeps.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def read_checkpoint(path: str | Path, arch: str | None = None) -> Iterator[dict]
         else:
             state, kind = _unwrapped(contents), f"{arch}'s weights: give --arch"
             if "classifier.bias" not in our_names(state):
-                raise InputError("it is not an EfficientNet's, but of the layers "
+                raise InputError("these are not an EfficientNet's: the layers are "
                                  f"{', '.join([*state][:3])}, ...")
             of_imagenet = len(our_names(state)["classifier.bias"]) == 1000
             yield {"arch": arch, "weights": state,
@@ -88,8 +88,8 @@ def _unwrapped(contents: object) -> dict[str, Tensor]:
         raise InputError(f"it holds a {type(contents).__name__}, not a state dict")
     found = [key for key, value in contents.items() if is_state(value)]
     if len(found) != 1:
-        raise InputError(f"it holds {', '.join(map(str, contents)) or 'nothing'}: give a file of a "
-                         "state dict alone")
+        raise InputError(f"it holds {', '.join(map(str, contents)) or 'nothing'}: give a file "
+                         "that holds a state dict alone")
     return _unwrapped(contents[found[0]])
 
 
@@ -113,7 +113,7 @@ def _fields(meta: dict, contents: dict) -> dict:
 def check_start(path: str | Path, found, config, classes: tuple[str, ...]) -> bool:
     """Whether a training that starts from a checkpoint needs a classifier for other classes.
 
-    InputError if it cannot start from it.
+    InputError if the training cannot start from that checkpoint.
 
     Args:
         found, config: model.Checkpoint and train.TrainConfig; classes: the labelled images'.
@@ -123,13 +123,13 @@ def check_start(path: str | Path, found, config, classes: tuple[str, ...]) -> bo
         outputs = len(our_names(found.weights)["classifier.bias"])
         if config.frozen_stages:
             raise InputError(f"{path} knows other classes than the labelled images: the resolution "
-                             "fix is for a network of these")
+                             "fix needs the same ones")
         say_once(f"{path}: its classifier of {outputs:,} classes is replaced by a fresh one of "
                  f"{len(classes)}")
     if (found.arch, found.small_images) != (config.arch, config.small_images):
         small = "--small-images" if found.small_images else "--no-small-images"
         raise InputError(f"{path} holds a {found.arch}, not a {config.arch}, or one of other "
-                         f"strides: give --arch {found.arch} {small}, or start from none")
+                         f"strides: give --arch {found.arch} {small}, or do not start from it")
     return fresh
 
 
@@ -157,8 +157,8 @@ def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
 
 # ---- Names ----
 
-# Our name of a layer; timm's and torchvision's. In both the blocks of stage 1, which have no
-# expansion, count their layers anew.
+# Our name of a layer; timm's and torchvision's. In both, the blocks of stage 1, which have no
+# expansion, number their layers without it.
 OUTER = {
     "stem": ("conv_stem", "features.0.0"), "stem_norm": ("bn1", "features.0.1"),
     "head": ("conv_head", "features.8.0"), "head_norm": ("bn2", "features.8.1"),
@@ -179,7 +179,7 @@ OTHER_STAGES = {
 
 def known_conventions(state_dict: Mapping[str, Tensor],
                       path: Path = Path("state dict")) -> Conventions:
-    """Those of released weights, and ours for all others.
+    """The conventions of released weights; ours for all others.
 
     Keys tell torchvision's from timm's; timm's own networks and AdvProp's are known by the
     config.json beside the file, or by the name that timm gives the file.
@@ -222,7 +222,7 @@ def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def imitate(network: nn.Module, how: Conventions) -> nn.Module:
-    """The model.EfficientNet, which now pads and normalises as its weights' first network did."""
+    """Make a model.EfficientNet pad and normalise like the network that its weights come from."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = how.epsilon
@@ -234,7 +234,7 @@ def imitate(network: nn.Module, how: Conventions) -> nn.Module:
 
 
 def _by_halves(network: nn.Module, inputs: tuple) -> tuple:
-    """Images that augment.normalize has normalised, as if it had by a mean and deviation of 0.5."""
+    """Images from augment.normalize, as if it had used a mean and deviation of 0.5."""
     images, *others = inputs
     mean, std = torch.tensor([MEAN, DEVIATION], device=images.device).view(2, 1, 3, 1, 1)
     return (2 * (images * std + mean) - 1, *others)
