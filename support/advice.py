@@ -1,6 +1,6 @@
-"""Warnings of a loop, as soon as a fault is known: settings and images that cannot work well.
+"""Warnings about settings and images that cannot work well, as soon as a loop can know it.
 
-Each is printed and kept in the notes of the images, and so in report.json.
+Each is printed and kept in the notes of the splits, and so in report.json.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from support import InputError, images
 from support.images import Splits
 from support.label_store import PseudoLabels
 
-FEW = 50  # validation images: two deviations of their accuracy are up to 14 points
-NEARLY_ALL = 0.9  # of a pool that one class gets
-SURE = 0.05  # chance that guessing does as well as a teacher that may label
+FEW = 50  # validation images; two standard deviations of accuracy on 50 are up to 14 points
+NEARLY_ALL = 0.9  # share of a pool that is given one class
+SURE = 0.05  # a teacher may label if guessing does as well with at most this probability
 
 
 def warn(notes: dict, text: str) -> None:
@@ -23,12 +23,12 @@ def warn(notes: dict, text: str) -> None:
 
 
 def before(splits: Splits, generations: Sequence) -> None:
-    """Of what is known before the first step. generations: iterate.Generation."""
+    """Warn of faults known before the first step. generations: of iterate.Generation."""
     classes, validation = len(splits.labeled.classes), len(splits.validation)
     if validation < FEW:
-        warn(splits.notes, f"{validation} validation images choose the checkpoints and tell "
-             f"progress: one of them is {100 / validation:.0f} points; give more (--val, "
-             "--val-per-class)")
+        warn(splits.notes, f"{validation} validation images choose the checkpoints and measure "
+             f"progress: one of them is {100 / validation:.0f} points of accuracy; give more "
+             "(--val, --val-per-class)")
     for threshold in sorted({one.labelling.threshold for one in generations[1:]}):
         if 0 < threshold < 1 / classes:
             warn(splits.notes, f"--threshold {threshold} filters nothing: with {classes} classes "
@@ -44,7 +44,7 @@ def tail(correct: int, count: int, chance: float) -> float:
 
 
 def of_teacher(name: str, top1: float | None, splits: Splits, allowed: bool) -> None:
-    """Whether a teacher is better than naming the most frequent class; if not, InputError, or
+    """Check that a teacher beats always naming the most frequent class; if not, InputError or,
     where that is `allowed`, a warning. top1: percent, on validation images; None: not known.
     """
     labels = splits.validation.labels
@@ -53,8 +53,8 @@ def of_teacher(name: str, top1: float | None, splits: Splits, allowed: bool) -> 
     chance = labels.bincount().max().item() / len(labels)
     if tail(round(top1 * len(labels) / 100), len(labels), chance) <= SURE:
         return
-    text = (f"{name} cannot be told from chance: {top1:.1f} % of {len(labels)} validation images, "
-            f"of which {100 * chance:.1f} % are of one class. Its labels would teach nothing: "
+    text = (f"{name} cannot be told from chance: {top1:.1f} % of {len(labels)} validation images "
+            f"are right, {100 * chance:.1f} % are of one class. Its labels would teach nothing: "
             "give it more steps (--epochs), another --learning-rate, more images, or weights to "
             "start from (--start-from)")
     if not allowed:
@@ -63,11 +63,11 @@ def of_teacher(name: str, top1: float | None, splits: Splits, allowed: bool) -> 
 
 
 def of_labels(name: str, labels: PseudoLabels, splits: Splits) -> None:
-    """Whether nearly all of the pool got one class, unlike the labelled images."""
+    """Warn if nearly all of the pool was given one class, unlike the labelled images."""
     pool, labeled = torch.tensor(labels.per_class["pool"]), splits.labeled.labels
     usual = labeled.bincount(minlength=len(pool)) / len(labeled)
     share, winner = (pool / pool.sum()).max(0)
     if share > NEARLY_ALL > usual[winner]:
         warn(splits.notes, f"{name}: {100 * share:.0f} % of the pool get one class, "
-             f"{labels.images.classes[winner]}: is the pool of these classes, and the teacher "
-             "trained well enough?")
+             f"{labels.images.classes[winner]}: does the pool show these classes, and is the "
+             "teacher trained well enough?")

@@ -2,9 +2,9 @@
 
     imagenet-a   <wnid>/*.jpg                               7,500 images, 200 of ImageNet's classes
     imagenet-c   <corruption>/<1..5>/<wnid>/*.JPEG          224x224 or 299x299; Zenodo 2235448
-    imagenet-p   <perturbation>/<wnid>/*.mp4                as large; 31 frames; Zenodo 3565846
+    imagenet-p   <perturbation>/<wnid>/*.mp4                same sizes; 31 frames; Zenodo 3565846
     cifar10-c    <corruption>.npy, labels.npy               (50000, 32, 32, 3); Zenodo 2535967
-    cifar100-c   <corruption>.npy, labels.npy               the same of CIFAR-100; Zenodo 3555552
+    cifar100-c   <corruption>.npy, labels.npy               the same for CIFAR-100; Zenodo 3555552
     cifar10-p    <perturbation>.npy                         (10000, frames, 32, 32, 3)
     tiny-imagenet-c  <corruption>/<1..5>/<wnid>/*.JPEG      64x64, 200 classes; Zenodo 2536630
     others       <class>/*                                  any folder of class folders
@@ -37,8 +37,8 @@ CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 _ALEXNET = json.loads(Path(__file__).with_name("alexnet.json").read_text())
 ALEXNET_ERROR, ALEXNET_FLIP_RATE = _ALEXNET["error"], _ALEXNET["flip_rate"]
 
-# What is measured, and kept, at once: a corruption at one severity, a perturbation, an epsilon. The
-# numbers are the frames of its sequences; an image is a sequence of one.
+# The parts of a suite, measured and saved one by one: a corruption at one severity, a perturbation,
+# an epsilon. The numbers are frames in a sequence; an image is a sequence of one.
 SEVERE = {f"{name}/{severity}": 1 for name in ALEXNET_ERROR for severity in range(1, 6)}
 MOVING = dict.fromkeys(ALEXNET_FLIP_RATE, 31) | {"translate": 41}
 # CIFAR-10-P has spatter in the place of snow.
@@ -60,14 +60,14 @@ class TestSet:
     data_dir: cli.Folder  # the unpacked archive, or <class>/ folders
     out: cli.File  # JSON; continued if it exists
     batch_size: cli.Batch = 256  # images, or frames of sequences
-    # paper: L2 meets corruptions before its fine-tuning at 800 pixels, and attacks after it.
+    # paper: L2 is tested on corruptions before its fine-tuning at 800 pixels, on attacks after it.
     image_size: cli.Pixels | None = None  # pixels; default: those the network was trained on
-    epsilon: list[cli.Level] | None = None  # of fgsm (0 1 2 4 8 16) or pgd (16), of 255
+    epsilon: list[cli.Level] | None = None  # in levels of 255 (default: fgsm 0 1 2 4 8 16, pgd 16)
     classes: Annotated[tuple[str, ...], cli.NO_FLAG] = ()  # in the order of the logits
     workers: Annotated[int, cli.NO_FLAG] = 0
 
     def fit(self, checkpoint, flags, workers: int) -> "TestSet":
-        """The test set for a network, of ImageNet's classes if its file names none.
+        """This test set, set up for a network (of ImageNet's classes if its checkpoint names none).
 
         checkpoint: model.Checkpoint; flags: eval_robust.Flags. InputError if the test set cannot
         measure that network, or for a flag that nothing would read.
@@ -88,7 +88,7 @@ class TestSet:
         if classes is None:
             outputs = len(our_names(checkpoint.weights)["classifier.bias"])
             raise InputError(f"released weights of {outputs} classes, not of ImageNet's 1000, do "
-                             "not say which: train their like with train.py")
+                             "not say which: train such a network with train.py")
         needed = CLASSES.get(self.suite, 1000)
         if "-" in self.suite and len(classes) != needed:
             raise InputError(f"--suite {self.suite} needs a network of {needed} classes, and this "
@@ -97,7 +97,7 @@ class TestSet:
         digits = [f"{number:0{len(str(needed - 1))}}" for number in range(needed)]
         if list(classes) not in ([*known], digits):
             raise InputError(f"--suite {self.suite} is of {images.first_names(known)}, this "
-                             f"network of {images.first_names(classes)}: name class folders so")
+                             f"network of {images.first_names(classes)}: name class folders alike")
         return replace(self, classes=classes, image_size=size, workers=workers,
                        data_dir=str(Path(self.data_dir).resolve()))
 
@@ -106,7 +106,7 @@ class TestSet:
         return [f"{epsilon:g}" for epsilon in self.epsilon or ()] or [*PARTS[self.suite]]
 
     def allowed(self) -> Sequence[int] | None:
-        """The only classes that may win; None: all."""
+        """The only classes that may be predicted; None: all."""
         return IMAGENET["imagenet_a"] if self.suite == "imagenet-a" else None
 
     def frames(self, name: str) -> int:
@@ -127,8 +127,8 @@ class TestSet:
         for pixels, truth in zip(decoded, labels, strict=True):
             yield pixels.flatten(0, 1), truth
 
-    # The items of a part (files, or rows of an array), their labels (N,) int64, and the function
-    # that decodes one to (frames, 3, S, S) uint8 in a worker process:
+    # Both return a part's items (files, or rows of an array), their labels (N,) int64, and the
+    # function that decodes one item to (frames, 3, S, S) uint8 in a worker process:
 
     def _find_files(self, folder: str, severity: str, frames: int) -> tuple:
         root = Path(self.data_dir)

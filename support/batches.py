@@ -1,4 +1,4 @@
-"""The batches of a training: which images a step sees, and chance per image.
+"""The batches of a training: which images a step sees, and each image's random numbers.
 
 All of it is a function of the run's seed and the step, so that a run continued in the middle sees
 what it would have seen, and so that micro-batches, worker processes and the processes of torchrun
@@ -20,7 +20,7 @@ from support.images import ImageSet
 from support.label_store import PseudoLabels
 from support.reading import check_size, clean, read
 
-Crop = Callable[[Image.Image, int, Generator], Image.Image]  # image, pixels, chance -> image
+Crop = Callable[[Image.Image, int, Generator], Image.Image]  # image, pixels, generator -> image
 
 
 def seed_of(*numbers: int) -> int:
@@ -29,12 +29,12 @@ def seed_of(*numbers: int) -> int:
 
 
 class Chance:
-    """Random numbers for images that are rows of a larger batch: those that they would get there.
+    """Random numbers for images that are rows of a larger batch: the same as in the whole batch.
 
-    Numbers are drawn for the whole batch, from a CPU generator, and belong to positions in it.
+    Numbers are drawn from a CPU generator for the whole batch, and belong to positions in that.
 
     Args:
-        generator: None: torch's own.
+        generator: torch's own if None.
         rows: (N,) positions of the images in the whole batch.
         whole: number of images of the whole batch.
     """
@@ -59,10 +59,10 @@ class Batch:
 
     images: Tensor  # (B + U, 3, H, W) uint8
     labels: Tensor  # (B,) int64
-    targets: Tensor | None  # (U, num_classes) float32, hard pseudo labels (U,) int64; None: U = 0
+    targets: Tensor | None  # (U, num_classes) float32 or, if hard, (U,) int64; None: U = 0
     rows: Tensor  # (B + U,) positions in the step's whole batch
     whole: int  # images of the step's whole batch, over all processes
-    last: bool = True  # of the micro-batches of a step
+    last: bool = True  # whether it is a step's last micro-batch
 
     def __len__(self) -> int:
         return self.whole
@@ -107,7 +107,7 @@ def shuffled(size: int, batch_size: int, first: int, last: int, seed: int) -> It
 
 @dataclass(frozen=True)
 class _Crops:
-    """Random crops of images; their chance depends on the step and the row in the batch alone."""
+    """Random crops of images, determined by the seed, the step and the row in the batch alone."""
 
     source: ImageSet
     image_size: int
@@ -123,7 +123,7 @@ class _Crops:
 
 def _stream(source: ImageSet, order: Iterator[Tensor], image_size: int, rows: Tensor, first: int,
             seed: int, crop: Crop | None, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(indices, uint8 images) of each (n,) tensor of indices that `order` yields."""
+    """(indices, uint8 images) for each (n,) tensor of indices that `order` yields."""
     order, ahead = itertools.tee(order)  # worker processes are some batches ahead
     if crop is None:
         return zip(order, (batch for batch, _ in clean(source, ahead, image_size, workers)),
@@ -136,13 +136,13 @@ def _stream(source: ImageSet, order: Iterator[Tensor], image_size: int, rows: Te
 
 def training(config, labeled: ImageSet, pseudo: PseudoLabels | None, crop: Crop | None,
              first: int = 0, workers: int = 0) -> Iterator[Batch]:
-    """This process's batches of a training from step `first` to its last.
+    """This process's batches of a training run, from step `first` to the last.
 
     Each has its share of B labelled and, with pseudo labels, r * B pseudo-labelled images.
 
     Args:
         config: train.TrainConfig.
-        crop: of the noised images, in the workers; None: their central squares.
+        crop: crops the noised images, in the workers; None: their central squares.
     """
     world = devices.world_size()
 
@@ -163,7 +163,7 @@ def training(config, labeled: ImageSet, pseudo: PseudoLabels | None, crop: Crop 
     pseudo_rows = count + torch.arange(devices.rank(), pseudo_count, world)
     pseudo_batches = stream(pseudo.images, torch.from_numpy(np.array(pseudo.balanced)),
                             pseudo_count, 1, config.augment_unlabeled)
-    if not config.joint:  # pseudo-labelled images alone, in their places
+    if not config.joint:  # pseudo-labelled images alone, at their rows of a joint batch
         rows, batches = rows[:0], itertools.repeat((rows[:0], labeled.pixels))
     for (index, pixels), (pseudo_index, pseudo_pixels) in zip(batches, pseudo_batches,
                                                               strict=False):
@@ -177,7 +177,7 @@ def training(config, labeled: ImageSet, pseudo: PseudoLabels | None, crop: Crop 
 
 def check(config, labeled: ImageSet, pseudo: PseudoLabels | None,
           machine: devices.Machine) -> None:
-    """InputError for a training that the devices, or BatchNorm, cannot do."""
+    """InputError for a training run that the devices, or BatchNorm, cannot handle."""
     device = torch.device(machine.device)
     if not len(labeled):
         raise InputError("there are no labelled images to train on")
@@ -203,9 +203,9 @@ def check(config, labeled: ImageSet, pseudo: PseudoLabels | None,
 
 def contents(labeled: ImageSet, validation: ImageSet | None,
              pseudo: PseudoLabels | None) -> dict[str, str]:
-    """What tells the images of a training, and their labels, from those of another.
+    """Hashes that tell one training run's images and labels from those of another.
 
-    Of the pseudo labels, which may be millions, some thousand are read.
+    Of the pseudo labels, which may be millions, a few thousand are read.
     """
     def sample(rows: np.ndarray) -> np.ndarray:
         return rows[:: len(rows) // 4096 + 1]
@@ -219,7 +219,7 @@ def contents(labeled: ImageSet, validation: ImageSet | None,
 
 
 def describe(results: list[tuple[Tensor, Tensor, Batch]]) -> dict[str, float]:
-    """The losses on both kinds of images and how often the student agrees, over all processes.
+    """Losses on both kinds of images and agreement with their labels, over all processes.
 
     results: loss, logits (N, num_classes) and batch of each of this process's micro-batches.
     """
@@ -233,7 +233,7 @@ def describe(results: list[tuple[Tensor, Tensor, Batch]]) -> dict[str, float]:
             found["accuracy_labeled"] = 100 * (labeled.argmax(1) == batch.labels).float().mean()
         if batch.targets is not None:
             targets = batch.targets
-            if targets.dim() == 1:  # hard; not smoothed here, as the labels are not
+            if targets.dim() == 1:  # hard; like the labels, not smoothed here
                 targets = F.one_hot(targets, logits.shape[1])
             agrees = unlabeled.argmax(1) == targets.argmax(1)
             found["loss_unlabeled"] = -(targets * F.log_softmax(unlabeled, 1)).sum(1).mean()

@@ -12,7 +12,7 @@ A script's main function takes dataclasses, and their fields are its flags:
     sys.exit(cli.run(main))
 
 The comment behind a field is its help, a field without a default is required, `Literal` gives the
-choices, bool a pair --x and --no-x, and the types below the range. `Given[T]` are the fields of T
+choices, bool a pair --x and --no-x, and the types below set a range. `Given[T]` are the fields of T
 that the user gave, as a dict, for settings whose defaults are found elsewhere; `Annotated[T, "x"]`
 has flags for the named fields alone. A field named in an earlier dataclass is not a flag again.
 """
@@ -36,7 +36,7 @@ class Given(dict):
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`, both included, and that in words."""
+    """Numbers from `low` to `high`, both included; `wanted` says so in words."""
 
     low: float
     high: float
@@ -64,7 +64,7 @@ Folder = Annotated[str, "DIR"]
 # What PyTorch says when a limit of the machine is reached, and what to do.
 KNOWN = {
     "out of memory|DefaultCPUAllocator|not enough memory|size calculation overflowed":
-        "out of memory: lower --batch-size or --image-size; a training also takes "
+        "out of memory: lower --batch-size or --image-size; when training, also try "
         "--accumulation-steps and --checkpoint-blocks",
     "DataLoader worker|shared memory":
         "a worker that reads images was killed, most likely as the memory, or a container's shared "
@@ -74,7 +74,7 @@ KNOWN = {
 
 
 def _fields(config: type) -> Iterator[tuple[str, type, tuple, bool]]:
-    """Name and type of each field, what `Annotated` adds to that, and whether it is a list's."""
+    """Name and type of each field, what `Annotated` adds to that, and whether it is a list."""
     for name, hint in typing.get_type_hints(config, include_extras=True).items():
         if type(None) in typing.get_args(hint):
             hint = typing.get_args(hint)[0]
@@ -104,7 +104,7 @@ def check(config: object, given: dict | None = None) -> None:
 
 def _add_flag(group, name: str, kind: type, extras: tuple, many: bool, default: object,
               text: str) -> None:
-    """A flag that leaves no value where it is not given; the dataclass has the default."""
+    """Add a flag that leaves no value if it is not given; the dataclass has the default."""
     if kind is not bool and isinstance(default, int | float | str) and "default" not in text:
         text += f" (default: {default})"
     names = [extra for extra in extras if isinstance(extra, str)]
@@ -121,7 +121,7 @@ def _add_flag(group, name: str, kind: type, extras: tuple, many: bool, default: 
 
 
 def parse(main: Callable, argv: list[str] | None = None) -> list:
-    """The arguments of `main`, by its annotations, from the command line."""
+    """The arguments for `main`, read from the command line according to its annotations."""
     module = sys.modules[main.__module__]
     parser = argparse.ArgumentParser(prog=Path(module.__file__).name,
                                      description=module.__doc__.split("\n\n")[0])
@@ -148,12 +148,12 @@ def parse(main: Callable, argv: list[str] | None = None) -> list:
 
 
 def run(main: Callable, argv: list[str] | None = None) -> int:
-    """Call a script's main function with its command line; the exit code of the process.
+    """Call a script's main function with its command line; return the process's exit code.
 
     What the user can fix becomes one line on stderr and the code 2.
     """
     name = Path(sys.modules[main.__module__].__file__).name
-    for stream in (sys.stdout, sys.stderr):  # names of files and classes need not be text
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes need not be encodable
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:

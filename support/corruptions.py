@@ -5,10 +5,10 @@ The benchmarks of section 3.3 (Hendrycks & Dietterich, 2019) ask two questions o
     ImageNet-C    is the class still found when sensor, lens, weather or file format corrupt it?
     ImageNet-P    is the answer, right or wrong, the same when the view moves by a little?
 
-Here similar corruptions are applied to any images, at the severities of CIFAR-10-C and -P where
-they have 32x32 pixels, of ImageNet-C from 224x224 on, and between the two in between, to compare
-one's own networks. Scores cannot be compared with published ones: "authors: ..." says
-where github.com/hendrycks/robustness does more than the code here.
+Here similar corruptions are applied to any images, to compare one's own networks: at the severities
+of CIFAR-10-C and -P for 32x32 pixels, at those of ImageNet-C from 224x224 on, and interpolated in
+between. Scores cannot be compared with published ones: "authors: ..." says where
+github.com/hendrycks/robustness does more than the code here.
 """
 
 import json
@@ -25,22 +25,22 @@ from torchvision.io import decode_jpeg, encode_jpeg
 
 from support import InputError
 
-# CIFAR-10-C's numbers of each corruption at severity 1 to 5, and ImageNet-C's; `corrupt` says what
-# they are.
+# CIFAR-10-C's numbers for each corruption at severities 1 to 5, and ImageNet-C's; `corrupt` says
+# what they mean.
 _TABLES = json.loads(Path(__file__).with_name("severities.json").read_text())
 SEVERITIES, AT_224 = _TABLES["severities"], _TABLES["at_224"]
 # authors: two more, tilt and spatter.
 PERTURBATIONS = {"gaussian_noise": 31, "shot_noise": 31, "motion_blur": 21, "zoom_blur": 31,
                  "brightness": 31, "translate": 16, "rotate": 31, "scale": 31}  # frames
 
-# ---- What they are made of ----
+# ---- What the corruptions are made of ----
 # Below, x is (N, C, S, S) float from 0 to 1. Positions are PyTorch's: (column, row), with the image
 # reaching from -1 to 1, so that a pixel is 2 / S wide.
 
 
 def _warp(x: Tensor, matrix: Tensor | tuple = ((1, 0, 0), (0, 1, 0)),
           shift: Tensor | float = 0.0) -> Tensor:
-    """Fetch each pixel from its position times (2, 3) or (N, 2, 3) matrices, plus (N, S, S, 2)."""
+    """Fetch each pixel from matrix (2, 3) or (N, 2, 3) times its position + shift (N, S, S, 2)."""
     matrix = torch.as_tensor(matrix, dtype=x.dtype).expand(len(x), 2, 3)
     grid = F.affine_grid(matrix, list(x.shape), align_corners=False) + shift
     # authors: black beyond the border, or reflected by elastic; here: the border repeats.
@@ -48,9 +48,9 @@ def _warp(x: Tensor, matrix: Tensor | tuple = ((1, 0, 0), (0, 1, 0)),
 
 
 def _zoom(x: Tensor, factor: float) -> Tensor:
-    """Magnify around the centre, linear between pixels."""
+    """Magnify around the centre, interpolating linearly between pixels."""
     # authors: a crop of whole pixels, so that zoom blur changes a 32x32 image more (8.6 grey levels
-    # on the mean at severity 1 against 4.8); here: exact, on every size of image.
+    # on average at severity 1, against 4.8); here: exact, at every size of image.
     return _warp(x, ((1 / factor, 0, 0), (0, 1 / factor, 0)))
 
 
@@ -63,7 +63,7 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def _motion_blur(x: Tensor, radius: float, sigma: float, degrees: Tensor) -> Tensor:
-    """Weighted mean along a line that starts at each pixel, (N,) degrees clockwise from right."""
+    """Weighted mean along a line from each pixel; degrees (N,) are clockwise from the right."""
     taps = torch.arange(int(min(2 * radius, 4 * sigma)) + 1)
     weights = torch.exp(-0.5 * (taps / sigma) ** 2)
     step = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], dim=1)  # (N, 2)
@@ -85,7 +85,7 @@ def _uniform(low: float, high: float, shape: Sequence[int], generator: Generator
 
 
 def _clouds(count: int, size: int, decay: float, generator: Generator | None) -> Tensor:
-    """Fractal noise from 0 to 1, (count, 1, size, size): each octave 1 / decay as strong."""
+    """Fractal noise in 0..1 (count, 1, size, size): each octave 1 / decay as strong as the last."""
     # authors: the diamond-square algorithm, and photographs of frost; here: octaves of noise.
     clouds = torch.zeros(count, 1, size, size)
     for octave in range(size.bit_length() - 1):
@@ -98,9 +98,9 @@ def _clouds(count: int, size: int, decay: float, generator: Generator | None) ->
 
 def _snow(x: Tensor, mean: float, deviation: float, zoom: float, threshold: float, radius: int,
           sigma: float, kept: float, generator: Generator | None) -> Tensor:
-    """Streaks of snow, as they fall and turned by half a circle, on a whitened image.
+    """Streaks of snow, once as drawn and once turned by 180 degrees, on a whitened image.
 
-    They are noise above a threshold, magnified and blurred; of the image a share is kept.
+    They are noise above a threshold, magnified and blurred; a share `kept` of the image stays.
     """
     shape = len(x), 1, *x.shape[2:]
     flakes = _zoom(mean + deviation * torch.randn(shape, generator=generator), zoom)
@@ -115,7 +115,7 @@ def _elastic(x: Tensor, amplitude: float, smoothness: float, reach: float,
              generator: Generator | None) -> Tensor:
     """An affine map that moves three corners by up to `reach`, and a smooth displacement.
 
-    All numbers are of the side.
+    All numbers are fractions of the side.
     """
     count, size = len(x), x.shape[-1]
     corners = 2 * (size // 3) / size * torch.tensor([[1.0, 1], [1, -1], [-1, -1]])
@@ -132,7 +132,7 @@ def _elastic(x: Tensor, amplitude: float, smoothness: float, reach: float,
 
 
 def check(images: Tensor) -> int:
-    """The images' side in pixels; InputError unless they are five or more, (N, 3, S, S) uint8 with
+    """The images' side in pixels; InputError unless there are five or more, (N, 3, S, S) uint8 with
     S of 32 or more.
     """
     count, *shape = images.shape
@@ -163,7 +163,7 @@ def _pixelate(images: Tensor, side: int) -> Tensor:
 def corrupt(images: Tensor, name: str, severity: int, generator: Generator | None = None) -> Tensor:
     """One of the 15 corruptions of ImageNet-C, at severity 1 to 5.
 
-    images: (N, 3, S, S) uint8 on the host; so is the result. name: of SEVERITIES.
+    images: (N, 3, S, S) uint8 on the host; so is the result. name: a key of SEVERITIES.
     """
     x, value = images.float() / 255, numbers_of(name, severity, images.shape[-1])
     match name:
@@ -183,7 +183,7 @@ def corrupt(images: Tensor, name: str, severity: int, generator: Generator | Non
             x = F.conv2d(padded, kernel[None, None]).view_as(x)
         case "glass_blur":
             sigma, *rest = value
-            reach, rounds = map(round, rest)  # a pixel comes from how far away, how often
+            reach, rounds = map(round, rest)  # how far a pixel comes from, and how many times
             x = _blur(x, sigma)
             for _ in range(rounds):
                 # authors: pixels swap places, one after the other; here: all fetch at once.
@@ -212,7 +212,7 @@ def corrupt(images: Tensor, name: str, severity: int, generator: Generator | Non
             x = (x - mean) * value + mean
         case "elastic_transform":
             x = _elastic(x, *value, generator)
-        case "pixelate":  # side of the small image, of the side
+        case "pixelate":  # side of the small image as a share of the side
             x = _pixelate(images, int(x.shape[-1] * value)) / 255
         case "jpeg_compression":  # quality
             codes = encode_jpeg([*images], round(value))

@@ -1,4 +1,4 @@
-"""The processes that torchrun started train one network: gradients and BatchNorm see all images."""
+"""torchrun's processes train one network together: gradients and BatchNorm see all images."""
 
 import contextlib
 
@@ -47,8 +47,8 @@ def _synchronize(network: nn.Module) -> None:
 def distribute(network: nn.Module, device: torch.device) -> nn.Module:
     """What to call instead of the network, so that the processes of torchrun train one model.
 
-    Gradients are averaged over the processes, and BatchNorm sees the images of all (the authors:
-    of groups of cores). The network itself keeps its parameters and buffers.
+    Gradients are averaged over the processes, and BatchNorm sees the images of all (the authors':
+    those of a group of cores). The network itself keeps its parameters and buffers.
     """
     if world_size() == 1:
         return network
@@ -60,5 +60,5 @@ def distribute(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def accumulate(network: nn.Module, last: bool) -> contextlib.AbstractContextManager:
-    """Inside, backward() adds up gradients; processes average them with the last micro-batch."""
+    """Inside, backward() adds up gradients; the last micro-batch averages them over processes."""
     return contextlib.nullcontext() if last or world_size() == 1 else network.no_sync()

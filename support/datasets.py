@@ -19,7 +19,7 @@ MEMORY_LIMIT = 2 * 1024**3  # bytes of all four sets; above it these stay files,
 
 # ---- The built-in images ----
 
-POOL_IMBALANCE = 8  # the demo pool's most frequent class has this many times the rarest's images
+POOL_IMBALANCE = 8  # images of the demo pool's most frequent class for each image of its rarest
 POOL_NO_CLASS = 0.3  # share of the pool that shows none of the classes
 
 
@@ -70,8 +70,8 @@ def split(source: ImageSet, labels_per_class: int | None,
         last = max(1, len(rows) // 10) if val_per_class is None else val_per_class
         first = len(rows) - last if labels_per_class is None else labels_per_class
         if len(rows) == 1:
-            raise InputError(f"class {name}: a single image cannot be labelled and for validation, "
-                             "too: add some, or give validation images of their own (--val)")
+            raise InputError(f"class {name}: a single image cannot be both labelled and held out: "
+                             "add some, or give separate images for validation (--val)")
         if first < 1 or last < 1 or first + last > len(rows):
             raise InputError(f"class {name}: {first} labelled and {last} validation images asked "
                              f"for of {len(rows)}; ask for 1 or more of each and no more in all")
@@ -80,7 +80,7 @@ def split(source: ImageSet, labels_per_class: int | None,
 
 
 def first(source: ImageSet, per_class: int | None) -> ImageSet:
-    """The first `per_class` images of each class in its order (None: all); InputError for fewer."""
+    """The first `per_class` images of each class in order (None: all); InputError if too few."""
     if per_class is None:
         return source
     parts = []
@@ -102,7 +102,7 @@ def size_to_read(image_size: int, *sets: ImageSet) -> int | None:
 
 def read_set(source: ImageSet, size: int | None, workers: int = 0, skip_broken: bool = False,
              held_out: frozenset[bytes] = frozenset()) -> tuple[ImageSet, dict]:
-    """Open every image once: the set, with its fingerprints, and what was left out of it.
+    """Open every image once; return the set, with its fingerprints, and notes on what was left out.
 
     The images are decoded unless `size` is None. Those that equal one of `held_out` are left out,
     and so, with `skip_broken`, are files that cannot be read. InputError if nothing remains.
@@ -145,7 +145,7 @@ def shared(one: ImageSet, other: ImageSet, names: tuple[str, str]) -> int:
 
 def read_splits(found: Splits, image_size: int, workers: int = 0,
                 skip_broken: bool = False) -> Splits:
-    """Open the images of all four sets; `skip_broken` holds for the pool alone."""
+    """Open the images of all four sets; `skip_broken` applies to the pool alone."""
     size = size_to_read(image_size, found.labeled, found.unlabeled, found.validation, found.test)
     labeled, validation, test = (read_set(part, size, workers)[0] for part in (
         found.labeled, found.validation, found.test))
@@ -154,7 +154,7 @@ def read_splits(found: Splits, image_size: int, workers: int = 0,
              "validation_and_test": shared(validation, test, ("validation", "test"))}
     shared(test, validation, ("test", "validation"))
     # "We filter the ImageNet validation set images from the dataset", section 3.1.
-    # paper: how is left to its reference [58]; here: images with the same pixels, which needs no
+    # paper: leaves the method to its reference [58]; here: equality of all pixels, which needs no
     # model and never takes away an image that only looks alike.
     held_out = contents(validation) | contents(test)
     pool, notes = read_set(found.unlabeled, size, workers, skip_broken, held_out)
@@ -166,7 +166,7 @@ def read_splits(found: Splits, image_size: int, workers: int = 0,
 
 def read_folder(folder: str | Path, image_size: int, classes: Iterable[str] = (),
                 workers: int = 0) -> ImageSet:
-    """A labelled folder (<class>/<image>) on its own; InputError if it has not these classes."""
+    """A labelled folder (<class>/<image>) on its own; InputError unless it has these classes."""
     found = folders.list_classes(folder, classes)
     return read_set(found, size_to_read(image_size, found), workers)[0]
 
@@ -174,10 +174,10 @@ def read_folder(folder: str | Path, image_size: int, classes: Iterable[str] = ()
 def read_pool(folder: str | Path, classes: Iterable[str],
               out: str | Path | None = None) -> ImageSet:
     """An unlabelled folder of any nesting: its files by name; InputError if there are none, or if
-    what becomes of them, `out`, would lie among them.
+    the output, `out`, would lie among them.
 
-    None is opened. A large pool takes hours to decode, so that happens once, when a teacher labels
-    it, and broken files and held-out images are found then.
+    No file is opened here: a large pool takes hours to decode, so that happens once, when a teacher
+    labels it; broken files and held-out images are found then.
     """
     if out is None:
         found = tuple(folders.walk(folder))
@@ -190,6 +190,6 @@ def read_pool(folder: str | Path, classes: Iterable[str],
 
 
 def into_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:
-    """The same set, its files decoded if they are small and few: they need it in each epoch."""
+    """The same set, its files decoded if small and few: otherwise each epoch would decode them."""
     size = size_to_read(image_size, source)
     return read_set(source, size, workers)[0] if size else source

@@ -4,9 +4,9 @@ They need some learning: shapes and textures in any place, pose and colour, amon
 noise. Some pictures show none of the ten: other shapes, bare backgrounds, and blends of two
 classes, as the paper's pool is full of what ImageNet has no name for.
 
-A shape is a signed distance: a function of coordinates in which the shape has about radius one;
-negative inside, positive outside. That makes every shape one line, every pose a change of
-coordinates, and every edge smooth: a pixel is covered by clip(1/2 - distance).
+A shape is a signed distance, negative inside and positive outside: a function of coordinates in
+which the shape has a radius of about one. That makes every shape one line, every pose a change of
+coordinates, and every edge smooth: clip(1/2 - distance) of a pixel is covered.
 """
 
 import numpy as np
@@ -70,13 +70,13 @@ def draw_kinds(kinds: np.ndarray, random: np.random.Generator) -> np.ndarray:
         canvas[:] += coverage[:, None] * (colour - canvas)
 
     def paint_line(narrow: float = 0.3, wide: float = 1.0, chance: float = 0.25) -> None:
-        """Between two random points, in a random colour."""
+        """Paint a line between two random points, in a random colour."""
         x, y, dx, dy = uniform(-20, 20), uniform(-20, 20), uniform(-30, 30), uniform(-30, 30)
         along = (((column - x) * dx + (row - y) * dy) / (dx**2 + dy**2 + 1)).clip(0, 1)
         distance = np.hypot(column - x - along * dx, row - y - along * dy) - uniform(narrow, wide)
         paint(distance, uniform(0, 1, 3), chance)
 
-    # The background: a dark slope of colours under a faint grating; then clutter, or not.
+    # The background: a dark colour gradient under a faint grating; then perhaps clutter.
     background = uniform(0, 0.55, 3)
     canvas = background + uniform(-0.01, 0.01, 3) * row + uniform(-0.01, 0.01, 3) * column
     phase = uniform(-0.8, 0.8) * row + uniform(-0.8, 0.8) * column + uniform(0, 6.3)
@@ -88,7 +88,7 @@ def draw_kinds(kinds: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
     # The shape: its own coordinates are the image's, moved, turned, scaled and stretched.
     radius, angle, stretch = uniform(9, 12), uniform(-0.4, 0.4), uniform(-0.15, 0.15)
-    margin = (16 - radius).clip(0)  # as far as it stays in the picture
+    margin = (16 - radius).clip(0)  # how far it can move within the picture
     x, y = column - uniform(-0.6, 0.6) * margin, row - uniform(-0.6, 0.6) * margin
     x, y = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     x, y = x / radius * np.exp(stretch), y / radius * np.exp(-stretch)
@@ -99,7 +99,7 @@ def draw_kinds(kinds: np.ndarray, random: np.random.Generator) -> np.ndarray:
     close = np.linalg.norm(colour - background, axis=1, keepdims=True) < 0.35
     paint(distance * radius, np.where(close, (background + 0.5) % 1, colour), chance=1)
 
-    # Lines before it, one of them thick, and noise of a standard deviation of up to 0.08.
+    # Lines in front of it, one of them thick, and noise of a standard deviation of up to 0.08.
     paint_line()
     paint_line(1.5, 2.5, chance=0.15)
     canvas += uniform(0, 0.08, 1) * random.standard_normal(canvas.shape, np.float32)

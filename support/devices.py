@@ -6,7 +6,7 @@ results back everywhere. There are two ways to use several devices:
 
     XLA          SPMD: one process, a mesh over all its devices, every batch split along its first
                  axis, and the gradients summed by the compiler
-    CUDA, CPU    torchrun --nproc-per-node N train.py ...: one process a device, each with its own
+    CUDA, CPU    torchrun --nproc-per-node N train.py ...: one process per device, each with its own
                  rows of every batch (`rank` of `world_size`), the gradients averaged among them
 """
 
@@ -31,17 +31,17 @@ from support import InputError, cli
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how to compute; of a result at most the last digits depend on it"""
+    """Where and how to compute; it affects at most the last digits of a result"""
 
     device: Literal["auto", "cpu", "cuda", "mps", "xla"] = "auto"  # xla also drives TPUs
     workers: cli.Workers = 2  # processes that decode images
     compile: bool = False  # compile the network; faster on GPUs after a minute
-    checkpoint_blocks: bool = False  # compute activations twice, not keep them: less memory
+    checkpoint_blocks: bool = False  # recompute activations instead of keeping them: less memory
     megapixels: cli.Positive = 180.0  # of the largest image that is read: a larger one is an error
 
     def chosen(self) -> "Machine":
-        """With the device found, and Pillow's limit set."""
-        Image.MAX_IMAGE_PIXELS = int(self.megapixels * 1e6 / 2)  # it warns there; twice it refuses
+        """This machine with its device found; sets Pillow's limit, too."""
+        Image.MAX_IMAGE_PIXELS = int(self.megapixels * 1e6 / 2)  # it warns here, refuses twice that
         return replace(self, device=choose(self.device))
 
 
@@ -79,7 +79,7 @@ def choose(name: str = "auto") -> torch.device:
 
 
 def _start_xla() -> torch.device:
-    """Before the first backward pass of the process: autograd fails when XLA starts later."""
+    """To be called before the process's first backward pass: autograd fails if XLA starts later."""
     if "WORLD_SIZE" in os.environ:
         raise InputError("device xla needs no torchrun: one process uses all its devices")
     try:
@@ -124,7 +124,7 @@ def wait_for_all() -> None:
 
 
 def from_first(value: str | None) -> str:
-    """What the first process gives, in every process; what the others give is not looked at."""
+    """The first process's value, in every process; the values of the others are ignored."""
     values = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(values)
@@ -156,7 +156,7 @@ def collect(values: Tensor) -> Tensor:
 
 
 def _share(values: Tensor, rows: str | None) -> Tensor:
-    """On several devices of XLA: values whose rows are shared out ("data"), or copied to all."""
+    """On several devices of XLA: values with rows shared out ("data") or copied to all (None)."""
     if mesh_size(values.device) > 1:
         import torch_xla.distributed.spmd as spmd
         spmd.mark_sharding(values, _mesh(), (rows,) + (None,) * (values.dim() - 1))
@@ -194,10 +194,10 @@ def own_chance(device: torch.device, numbers: tuple[int, ...] | None) -> Iterato
 
 
 def compiled(network: torch.nn.Module) -> Callable:
-    """The network compiled, and what was compiled before forgotten.
+    """The network compiled; what was compiled before is forgotten.
 
-    Or PyTorch would compile a loop's next training, as its batches have another size, for all
-    sizes, which takes minutes and runs slower; and none after the eighth.
+    Otherwise PyTorch would compile a loop's next run, whose batches have another size, for all
+    sizes, which takes minutes and runs slower, and would compile none after the eighth.
     """
     torch.compiler.reset()
     return torch.compile(network)

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and whether they belong to the settings at hand."""
+"""Files written whole or not at all, and checks that they belong to the settings at hand."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ from support import InputError, devices
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that takes its name only when complete: killed, the old one stays.
+    """Let `write` fill a file that takes its name only when complete; until then the old one stays.
 
     InputError if the disk is full or the place cannot be written to; the old file stays then too.
     """
@@ -31,7 +31,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        # torch.save raises others on top of a full disk's OSError.
+        # torch.save raises other errors on top of a full disk's OSError.
         while error.__context__ and not isinstance(error, OSError):
             error = error.__context__
         raise InputError(f"{path}: not written ({error}); make room or choose another place"
@@ -45,10 +45,10 @@ def write_json(path: str | Path, contents: dict) -> None:
 
 
 def write_rows(path: Path, rows: np.ndarray, first: int, total: int) -> None:
-    """Put rows first, first + 1, ... of an array of `total` rows into its file, and on the disk.
+    """Put rows first, first + 1, ... of an array of `total` rows into its file, and flush to disk.
 
     Each process writes its own bytes and the same header. (A memory map would write whole pages,
-    and with them the rows of others as this machine saw them last.)
+    and with them other processes' rows, as this machine saw them last.)
     """
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
@@ -75,7 +75,7 @@ def digest(*parts: bytes | str | Sequence[str] | np.ndarray | Tensor) -> str:
     """A hash of the contents of all parts, in their order, as 32 hexadecimal digits."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
-        if isinstance(part, Sequence) and not isinstance(part, bytes | str):  # of millions of names
+        if isinstance(part, Sequence) and not isinstance(part, bytes | str):  # millions of names
             for first in range(0, len(part), 2**16):
                 hashed.update(os.fsencode("\n".join(part[first: first + 2**16]) + "\n"))
             continue
@@ -98,7 +98,7 @@ def plain(settings: dict) -> dict:
 
 def require_same(path: str | Path, found: dict, wanted: dict) -> None:
     """InputError unless the settings found in a file are the wanted ones; it names the first
-    setting that differs. Settings that only the file has are no difference; parts of one are.
+    setting that differs. Settings that only the file has are ignored; parts of a setting are not.
     """
     for key, value in plain(wanted).items():
         known = found.get(key) if isinstance(found, dict) else None
@@ -111,8 +111,8 @@ def require_same(path: str | Path, found: dict, wanted: dict) -> None:
 
 def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> Path:
     """InputError, before any work, if `out` cannot be written, or lies in one of these folders of
-    images (None: no folder), of which it would become a part. Returns the folder that exists of
-    its parents.
+    images (None: no folder), of which it would become a part. Returns the nearest of its
+    parents that exists.
     """
     for folder in folders:
         if folder and Path(out).resolve().is_relative_to(Path(folder).resolve()):
@@ -129,15 +129,15 @@ def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> Path
 
 
 HELD = set()  # the files of this process's locks
-# Worker processes let go of them, or they would outlive a killed process for some seconds.
+# Worker processes close them, or the locks would outlive a killed process by some seconds.
 os.register_at_fork(after_in_child=lambda: [file.close() for file in HELD])
 
 
 @contextlib.contextmanager
 def lock(place: str | Path, name: str | Path) -> Iterator[None]:
-    """Inside, no other process is at this place; InputError while another one is.
+    """Inside, no other process works at this place; InputError if one already does.
 
-    The file `name` says who it is meanwhile. A process that dies leaves it behind, but unlocked.
+    Meanwhile the file `name` identifies this process. One that dies leaves it behind, but unlocked.
     """
     path = Path(name)
     if devices.rank() > 0:  # of torchrun's processes the first one locks
@@ -176,7 +176,7 @@ def lock(place: str | Path, name: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claim(folder: Path, settings: dict, **about: dict) -> Iterator[None]:
-    """Make a run's folder, or continue in it; `about` is only written down.
+    """Make a run's folder, or continue in it; `about` is saved, but not compared.
 
     InputError if it belongs to other settings, or while another process is at it.
     """

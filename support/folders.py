@@ -11,7 +11,7 @@ from PIL import Image
 from support import InputError
 from support.images import FORMATS, SUFFIXES, ImageSet, first_names, inspect_all, say_once
 
-# Folders of thumbnails and of deleted files, which systems put between a user's.
+# Folders of thumbnails and of deleted files, which systems put among a user's own.
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 
 
@@ -25,7 +25,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def walk(folder: str | Path) -> Iterator[str]:
-    """Every file below `folder` at any depth, sorted; a file by itself is one.
+    """Every file below `folder` at any depth, sorted; or `folder` itself, if a file.
 
     Links are followed, hidden names and SYSTEM_FOLDERS are not. InputError if a folder cannot be
     listed. Memory holds no more than the folders on the way down to a file.
@@ -50,10 +50,10 @@ def walk(folder: str | Path) -> Iterator[str]:
 
 
 def list_images(folder: str | Path) -> list[str]:
-    """The images below `folder`: files that are named or that open as one; the others are said."""
+    """The images below `folder`: files named like one or that open as one; others are reported."""
     def is_image(file: str) -> bool:
         if file.lower().endswith(SUFFIXES):
-            return True  # or it is a broken one
+            return True  # an image, or a broken one
         with contextlib.suppress(Exception), Image.open(file, formats=FORMATS):
             return os.path.isfile(file)
         return False
@@ -61,13 +61,13 @@ def list_images(folder: str | Path) -> list[str]:
     found = list(walk(folder))
     images = [file for file in found if is_image(file)]
     if others := sorted(set(found) - set(images)):
-        say_once(f"{folder}: {len(others)} files left out that are no images: "
+        say_once(f"{folder}: {len(others)} files left out that are not images: "
                  + first_names(others))
     return images
 
 
 def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
-    """The images of `folder`/<class>/, still files; classes and files sorted by name.
+    """The images of `folder`/<class>/, not yet decoded; classes and files sorted by name.
 
     InputError if there are none, or if the classes are not the `expected` ones.
     """
@@ -98,7 +98,7 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
 
 
 def fingerprints(folders: Iterable[str | Path], workers: int = 0) -> frozenset[bytes]:
-    """Of all images below these folders; InputError where one is not readable, or there is none."""
+    """Fingerprints of all images in `folders`; InputError if one is broken or a folder has none."""
     found = []
     for folder in folders:
         found += (images := list_images(folder))

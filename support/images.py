@@ -1,4 +1,4 @@
-"""Sets of images; their files decoded, cropped and recognised.
+"""Sets of images: decoding and cropping their files, and recognising equal images.
 
 An image is uint8 RGB. Small ones are held in memory as one tensor; larger ones remain files, which
 worker processes decode when a batch needs them (reading.py).
@@ -21,8 +21,8 @@ from tqdm.contrib.concurrent import process_map
 
 from support import InputError, devices, files, names
 
-warnings.filterwarnings("ignore", module="PIL")  # about files that it reads all the same
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, of 1
+warnings.filterwarnings("ignore", module="PIL")  # about files that Pillow reads all the same
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, 0 to 1
 UNKNOWN = -1  # label of an image whose class nobody has told us
 NO_CLASS = -2  # label of an image known to show none of the classes: a part of the demo's pool
 # An image is what Pillow reads in one of these formats. (For EPS it would start Ghostscript.)
@@ -79,7 +79,7 @@ class Splits:
 
 
 def digest(source: ImageSet) -> str:
-    """A hash of a set's contents or, of files that nobody has opened, of their names and sizes."""
+    """A hash of a set's contents or, for files not opened yet, of their names and sizes."""
     if source.pixels is not None:
         return files.digest(source.pixels)
     if source.fingerprints is not None:
@@ -89,20 +89,20 @@ def digest(source: ImageSet) -> str:
 
 
 def _size(file: str) -> int:
-    """In bytes; 0 where a link leads nowhere, which is left out when the pool is opened."""
+    """A file's size in bytes; 0 for a broken link, which is left out when the pool is opened."""
     with contextlib.suppress(OSError):
         return os.path.getsize(file)
     return 0
 
 
 def digests(splits: Splits) -> dict[str, str]:
-    """What tells the images of a loop from those of another, whatever their paths."""
+    """Hashes that tell the images of one loop from those of another, whatever their paths."""
     return {f"{name} images": digest(getattr(splits, name))
             for name in ("labeled", "unlabeled", "validation", "test")}
 
 
 def first_names(names: Sequence[str]) -> str:
-    """The first three names, for a message; bytes that are not UTF-8 come as escapes."""
+    """The first three names, for a message; bytes that are not UTF-8 are shown as escapes."""
     more = f", ... ({len(names):,} in all)" if len(names) > 3 else ""
     return (", ".join(names[:3]) + more).encode(errors="backslashreplace").decode()
 
@@ -114,7 +114,7 @@ def say_once(text: str) -> None:
         tqdm.write(text)
 
 
-# ---- Decoding and recognising images ----
+# ---- Decoding images and recognising equal ones ----
 
 
 def read_image(file: str, upright: bool = True) -> Image.Image:
@@ -124,12 +124,12 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
     """
     try:
         if not os.path.isfile(file):  # a pipe would keep Pillow waiting for ever
-            raise ValueError("no regular file")
+            raise ValueError("not a regular file")
         with Image.open(file, formats=FORMATS) as image:
             orientation = 1
-            with contextlib.suppress(Exception):  # whatever else EXIF data holds, and how broken
+            with contextlib.suppress(Exception):  # EXIF data may hold anything, and be broken
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            if image.mode[0] in "IF":  # for Pillow all but the darkest of 16 bits are white
+            if image.mode[0] in "IF":  # Pillow would make all but the darkest levels white
                 found = _to_8_bits(image, file)
             elif image.has_transparency_data:
                 found = Image.new("RGBA", image.size, "white")
@@ -148,15 +148,15 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image, file: str) -> Image.Image:
-    """An image of up to 16 bits in shades of grey; its maximum tells how many of them it uses."""
+    """A grey image of up to 16 bits, as 8 bits; its maximum tells how many bits it uses."""
     wide = image.convert("I")
     darkest, brightest = wide.getextrema()
     if image.mode == "F" or darkest < 0 or brightest >= 2**16:
         raise ValueError("floating-point or more than 16 bits: which level is white?")
     bits = next(bits for bits in (8, 10, 12, 14, 16) if brightest < 2**bits)
     if bits < 16:
-        say_once(f"images of 16 or 32 bits use fewer, by their maximum, such as {bits} of {file}: "
-                 f"white is {2**bits - 1} there")
+        say_once(f"images of 16 or 32 bits use fewer, judging by their maximum, such as {bits} "
+                 f"in {file}: white is {2**bits - 1} there")
     return wide.point(lambda value: value / 2 ** (bits - 8)).convert("L")
 
 
@@ -164,7 +164,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The clean (size, size) view of an image: its central square, unless it has that size."""
     if image.size == (size, size):
         return image
-    # authors: cut out size / (size + 32) of the short side; here: not up to 64 pixels, where two
+    # authors: cut out size / (size + 32) of the short side; here: not for sizes up to 64, where two
     # thirds or less would remain. And bicubic is antialiased here, as in PIL.
     side = min(image.size)
     if size > 64:
@@ -175,14 +175,14 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """(3, H, W) uint8."""
+    """An image as a (3, H, W) uint8 array."""
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def inspect(item: str | np.ndarray, size: int | None,
             skip_broken: bool = False) -> tuple[np.ndarray | None, bytes]:
-    """Of a file or an (H, W, 3) array: pixels (3, size, size) unless size is None; a fingerprint
-    that is equal for equal images, whatever their names and formats.
+    """Pixels (3, size, size), or None if size is None, of a file or an (H, W, 3) array, and a
+    fingerprint that is equal for equal images, whatever their names and formats.
 
     A file that cannot be read is an InputError or, with `skip_broken`, (None, b"").
     """
@@ -205,5 +205,5 @@ def inspect_all(items: Sequence, size: int | None, skip_broken: bool = False,
     try:
         return process_map(look, items, max_workers=workers, chunksize=100, desc="reading images")
     except BrokenProcessPool:
-        raise InputError("a process that reads images was killed, most likely as the memory is "
+        raise InputError("a process that reads images was killed, most likely because memory is "
                          "full: lower --workers") from None

@@ -73,12 +73,12 @@ def _open(folder: str | Path, pool: ImageSet, settings: dict) -> tuple[dict, dic
         for name, rows in ("unique", len(pool)), ("balanced", counts["unique"]):
             found = arrays[name]
             if found.dtype.kind != "i" or not 0 <= found.min() <= found.max() < rows:
-                raise ValueError(f"{name}.npy holds others than whole numbers from 0 to {rows - 1}")
+                raise ValueError(f"{name}.npy must hold whole numbers from 0 to {rows - 1}")
         if not (arrays["unique"][1:] > arrays["unique"][:-1]).all():
-            raise ValueError("unique.npy does not rise")
+            raise ValueError("unique.npy is not in ascending order")
         sums = arrays["targets"][:: counts["unique"] // 4096 + 1].sum(1, dtype=np.float32)
         if not np.allclose(sums, 1, atol=0.05):
-            raise ValueError("targets.npy holds rows that are no probabilities")
+            raise ValueError("targets.npy holds rows that are not probabilities")
         return facts | {"kind": made_with["kind"]}, arrays
     except InputError:
         raise
@@ -183,9 +183,9 @@ class LabelStore:
         devices.wait_for_all()
         missing = {n % count for n, mark in enumerate(marks) if not mark.exists()}
         if missing and not self.complete():
-            raise Unfinished(f"{self.folder}: {step} of shard {number}/{count} is done, that of "
-                             f"{', '.join(map(str, sorted(missing)))} is missing: run those shards,"
-                             " then this one again")
+            raise Unfinished(f"{self.folder}: {step} of shard {number}/{count} is done, but that "
+                             f"of {', '.join(map(str, sorted(missing)))} is missing: run those "
+                             "shards, then this one again")
         return [self.load(name) for name in names]
 
     def once(self, select: Callable[[], np.ndarray]) -> np.ndarray:

@@ -60,7 +60,7 @@ def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Tensor], f
 
     files.write_atomically(path, fill)
     if left_out:
-        print(f"{len(left_out)} files left out that are no readable images: "
+        print(f"{len(left_out)} files left out that are not readable images: "
               + images.first_names(left_out))
     print(f"{path}: {len(pool) - len(left_out):,} images")
 

@@ -99,13 +99,13 @@ def test_a_missing_short_or_foreign_array_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "row", "value", "said"), [
-    ("unique", -1, 60, "unique.npy holds others than whole numbers from 0 to 59"),
-    ("unique", 0, -1, "unique.npy holds others than whole numbers from 0 to 59"),
-    ("unique", 1, 0, "unique.npy does not rise"),
-    ("balanced", 3, -2, "balanced.npy holds others than whole numbers"),
-    ("balanced", 0, 1000, "balanced.npy holds others than whole numbers"),
-    ("targets", 2, np.nan, "targets.npy holds rows that are no probabilities"),
-    ("targets", 2, 0.9, "targets.npy holds rows that are no probabilities"),
+    ("unique", -1, 60, "unique.npy must hold whole numbers from 0 to 59"),
+    ("unique", 0, -1, "unique.npy must hold whole numbers from 0 to 59"),
+    ("unique", 1, 0, "unique.npy is not in ascending order"),
+    ("balanced", 3, -2, "balanced.npy must hold whole numbers"),
+    ("balanced", 0, 1000, "balanced.npy must hold whole numbers"),
+    ("targets", 2, np.nan, "targets.npy holds rows that are not probabilities"),
+    ("targets", 2, 0.9, "targets.npy holds rows that are not probabilities"),
 ])
 def test_numbers_that_cannot_be_right_are_refused(name, row, value, said, teacher, pool, tmp_path):
     label(teacher, pool, tmp_path)
@@ -121,7 +121,7 @@ def test_numbers_that_cannot_be_right_are_refused(name, row, value, said, teache
 def test_rows_that_are_no_whole_numbers_are_refused(teacher, pool, tmp_path):
     label(teacher, pool, tmp_path)
     np.save(tmp_path / "balanced.npy", np.load(tmp_path / "balanced.npy").astype(float))
-    with pytest.raises(InputError, match="balanced.npy holds others than whole numbers"):
+    with pytest.raises(InputError, match="balanced.npy must hold whole numbers"):
         label_store.read(tmp_path, pool)
 
 
@@ -221,11 +221,11 @@ def test_shards_in_any_order_give_the_labels_of_a_single_run(noised_teacher, tmp
         return label(teacher, small_pool(), folder, shard=f"{number}/3", **options)
 
     for number, missing in (2, "0, 1"), (0, "1"):
-        with pytest.raises(Unfinished, match=f"pass 1 of shard {number}/3 is done, that of "
+        with pytest.raises(Unfinished, match=f"pass 1 of shard {number}/3 is done, but that of "
                                              f"{missing} is missing"):
             run(number)
     # the last of pass 1 goes on to pass 2
-    with pytest.raises(Unfinished, match="pass 2 of shard 1/3 is done, that of 0, 2 is missing"):
+    with pytest.raises(Unfinished, match="pass 2 of shard 1/3 is done, but that of 0, 2"):
         run(1)
     with pytest.raises(Unfinished, match="pass 2 of shard 2/3"):
         run(2)

@@ -124,12 +124,12 @@ def test_files_that_are_no_images_are_counted_and_named_by_every_command(sets, c
     assert run(train, "--labeled", "labeled", "--val", "val", "--arch", "0.25x0.34", *SMALL,
                "--out", "teacher.pt") == 0
     said = capsys.readouterr().out
-    assert "1 files left out that are no images: labeled/a/notes of labeled.txt" in said
-    assert "1 files left out that are no images: val/a/notes of val.txt" in said
+    assert "1 files left out that are not images: labeled/a/notes of labeled.txt" in said
+    assert "1 files left out that are not images: val/a/notes of val.txt" in said
     assert run(pseudo_label, "--teacher", "teacher.pt", "--unlabeled", "pool", "--held-out", "test",
                "--threshold", "0", "--out", "labels", "--device", "cpu") == 0
     said = capsys.readouterr().out
-    assert "no images: test/a/notes of test.txt" in said and "notes of pool.txt" in said
+    assert "not images: test/a/notes of test.txt" in said and "notes of pool.txt" in said
 
 
 def test_a_held_out_folder_without_images_is_an_error(sets, capsys):

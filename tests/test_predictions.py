@@ -60,7 +60,7 @@ def test_files_that_are_no_images_are_named_and_left_out(teacher, pool, tmp_path
     assert listed(teacher, pool, tmp_path / "list.csv") == 0
     assert len(table(tmp_path / "list.csv")) == 1 + 12
     said = capsys.readouterr().out
-    assert "1 files left out that are no readable images: " in said and "notes.txt" in said
+    assert "1 files left out that are not readable images: " in said and "notes.txt" in said
 
 
 @pytest.mark.parametrize(("flags", "said"), [
