@@ -1,4 +1,4 @@
-# make demo and make test set up .venv by themselves; a second call installs nothing.
+# `make demo` and `make test` set up .venv themselves; a second call installs nothing.
 PYTHON ?= python3
 VENV ?= .venv
 NEWEST ?= .venv-newest
@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 
 .PHONY: help demo test newest studies style clean
 
-help:  ## list what there is
+help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
 
 demo: $(VENV)/installed  ## run the whole loop on built-in images: python iterate.py
@@ -15,7 +15,7 @@ demo: $(VENV)/installed  ## run the whole loop on built-in images: python iterat
 test: $(VENV)/installed-dev  ## run the tests: pytest, in two processes
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
-newest:  ## run the tests, XLA's aside, with the newest torch and torchvision that pip finds
+newest:  ## run the tests, except XLA's, with the newest torch and torchvision that pip finds
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	grep -hEv '^(#|-r|torch)' requirements.txt requirements-dev.txt > $(NEWEST)/others.txt
 	$(NEWEST)/bin/python -m pip install --no-cache-dir --upgrade torch torchvision -r $(NEWEST)/others.txt
@@ -31,7 +31,7 @@ style: $(VENV)/installed-dev  ## check the style: ruff check
 clean:  ## remove the virtual environments
 	rm -rf $(VENV) $(NEWEST)
 
-# Debian's Python may come without ensurepip: then the environment gets its pip from the outside.
+# Debian's Python may come without ensurepip: then pip is put into the environment from outside.
 $(RUN):
 	$(PYTHON) -m venv $(VENV) || ( \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && \

@@ -2,8 +2,8 @@
 
 Noisy Student Training (https://arxiv.org/abs/1911.04252), sections 2 ("Noising Student") and 3.1:
 the student gets RandAugment images (two operations, magnitude 27); its teacher labels clean ones.
-RandAugment is https://arxiv.org/abs/1909.13719. The sixteen operations are those of the authors'
-code, each equal to its counterpart in PIL bit for bit, and all are one of four mechanisms:
+RandAugment: https://arxiv.org/abs/1909.13719. The sixteen operations are those of the authors'
+code, each equal to its counterpart in PIL bit for bit; each works by one of four mechanisms:
 
     blend     with a degenerate copy of the image       Color, Sharpness
     look-up   a 256-entry table per image and channel   AutoContrast, Equalize, Invert, Contrast,
@@ -45,13 +45,13 @@ class Strength(NamedTuple):
     signed: bool = False  # half of the draws are negative
 
 
-# authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that. Libraries with a scale up to 30
-# call 27 what is 9 here.
-STRENGTHS = {  # beside each: its values from magnitude 0 to 10; the one that changes nothing
+# authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that. On a scale up to 30, as
+# other libraries have it, 27 is what is 9 here.
+STRENGTHS = {  # beside each: its values for magnitudes 0 to 10; then the one that changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
-    # Bits kept, 1 to 4; 8. The level from which to invert, 0 to 255, but 0 at 10; 256.
-    # authors: both fall, and past 0 wrap modulo 256: 27 keeps 1 bit, inverts from 179; here: too.
+    # Posterize: bits kept, 1 to 4; 8. Solarize: first level inverted, 0 to 255, 0 at 10; 256.
+    # authors: both get weaker, then wrap modulo 256: 27 keeps 1 bit, inverts from 179; here: too.
     "Posterize": Strength(slope=4, rounded=lambda bits: 8 - min((8 - math.floor(bits)) % 256, 7)),
     "Solarize": Strength(slope=256, rounded=lambda level: math.floor(level) % 256),
     "SolarizeAdd": Strength(slope=110, rounded=math.floor),  # adds 0 to 110 to levels < 128; 0
@@ -85,12 +85,12 @@ def level_to_value(name: str, magnitude: float, image_size: int) -> float:
 
 
 def blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """degenerate + factor * (images - degenerate) in float32, cut off to uint8, as in PIL."""
+    """degenerate + factor * (images - degenerate) in float32, truncated to uint8, as in PIL."""
     degenerate = degenerate.float()
     # The first clamp changes no value: it keeps a compiler from fusing the product and the sum
     # into one rounding, which would move some levels by one.
     change = (images.float() - degenerate).mul_(factor).clamp_(-65536, 65536)
-    # By way of int16, which a CPU converts to four times faster.
+    # By way of int16: a CPU converts to that four times faster.
     return change.add_(degenerate).clamp_(0, 255).short().to(torch.uint8)
 
 
@@ -102,7 +102,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """3x3 mean, the centre counted five times; border pixels stay (PIL's SMOOTH). To float32."""
+    """3x3 mean, the centre counted five times; border pixels stay (PIL's SMOOTH). As float32."""
     pixels, smooth = images.short(), images.float()
     rows = (pixels[:, :, :-2] + pixels[:, :, 1:-1]).add_(pixels[:, :, 2:])
     total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
@@ -116,7 +116,7 @@ DEGENERATES = {"Color": _luma, "Sharpness": _smooth}
 
 # ---- Mechanism 2: look-up tables ----
 # `kernels.look_up` replaces every level by its table's entry: tables.gather(2, images.flatten(2)).
-# Tables broadcast to (N, 3, 256); they are functions of images (N, 3, H, W), the levels 0..255 as
+# Tables broadcast to (N, 3, 256); they are computed from images (N, 3, H, W), the levels 0..255 as
 # (1, 1, 256) int32, and values (N, 1, 1).
 
 
@@ -133,10 +133,10 @@ def _auto_contrast(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
-    """Flattens the histogram: each level goes to the share of the pixels below it."""
+    """Flattens the histogram: each level becomes the share of the pixels below it."""
     counts = kernels.histogram(images)  # (N, 3, 256)
     below = counts.cumsum(2, dtype=torch.int32) - counts
-    # Pixels per output level, as PIL has it: without those of the brightest input level.
+    # Pixels per output level; as in PIL, those of the brightest input level do not count.
     step = (below * (counts > 0)).amax(2, keepdim=True) // 255
     table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
     return torch.where(step > 0, table, levels)
@@ -144,7 +144,7 @@ def _equalize(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
 
 def _contrast(images: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
     """Blends with the mean luma, rounded half up."""
-    # authors: blend with grey height * width / 256, a bug; here: as in PIL.
+    # authors: blend with grey level height * width / 256, a bug; here: as in PIL.
     total = _luma(images).sum(3, dtype=torch.int32).sum(2, keepdim=True)
     count = images.shape[2] * images.shape[3]
     return blend((2 * total + count) // (2 * count), levels, factor)
@@ -165,7 +165,7 @@ TABLES = {
 
 # ---- Mechanism 3: warps ----
 # A matrix (a, b, c, d, e, f) takes the output's point (x, y) to the source's (a x + b y + c,
-# d x + e y + f). x points right and y down from the top left corner; pixel centres lie at halves.
+# d x + e y + f). x points right, y down, from the top left corner; pixel centres are at n + 1/2.
 
 
 def _rotation(degrees: float, x: float, y: float) -> tuple[float, ...]:
@@ -184,8 +184,8 @@ MATRICES = {
 
 
 def matrix(name: str, value: float, height: int, width: int) -> list[int]:
-    """Six integers from pixel indices to source pixels, in PIL's 16.16 fixed point; value: as in
-    `STRENGTHS`. Identity for no warp.
+    """Six integers mapping pixel indices to source pixels, in PIL's 16.16 fixed point; value: as in
+    `STRENGTHS`. The identity where `name` is not a warp.
     """
     affine = MATRICES.get(name, lambda *_: (1, 0, 0, 0, 1, 0))
     a, b, c, d, e, f = affine(value, width / 2, height / 2)
@@ -200,17 +200,17 @@ def coordinates(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pixels_at(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, 3, *, *) at rows and columns that broadcast to (N, H, W) -> (N, 3, H, W)."""
+    """Pixels of (N, 3, *, *) at rows and columns that broadcast to (N, H, W) -> (N, 3, H, W)."""
     index = torch.add(columns, rows, alpha=images.shape[3])
     index_of_channels = index.flatten(1).long().unsqueeze(1).expand(-1, images.shape[1], -1)
     return images.flatten(2).gather(2, index_of_channels).unflatten(2, index.shape[1:])
 
 
 def warp(images: Tensor, matrices: list[list[int]]) -> Tensor:
-    """Nearest-neighbour affine maps: uint8 (N, 3, H, W), N results of `matrix`."""
+    """Nearest-neighbour affine warps of uint8 (N, 3, H, W), by N results of `matrix`."""
     (height, width), (y, x) = images.shape[2:], coordinates(images)
     fixed = torch.tensor(matrices, dtype=torch.int32).to(images.device).view(-1, 2, 3, 1, 1)
-    # A frame of empty pixels, one wide, takes all coordinates outside of the image; 1 << 16 is
+    # A frame of empty pixels, one wide, catches all coordinates outside the image; 1 << 16 is
     # the step from the framed image's corner to the image's. The shift rounds down.
     framed = F.pad(images, (1, 1, 1, 1), value=EMPTY)
     places = fixed[:, :, 0] * x + (fixed[:, :, 1] * y + (fixed[:, :, 2] + (1 << 16)))
@@ -224,7 +224,7 @@ def warp(images: Tensor, matrices: list[list[int]]) -> Tensor:
 def cutout(images: Tensor, centers: Tensor, half: Tensor) -> Tensor:
     """Grey squares on uint8 (N, 3, H, W): centers (N, 2) as row and column, half sides (N,).
 
-    Rows and columns from center - half up to, but not including, center + half, inside the image.
+    They cover the image's rows and columns from center - half to center + half - 1.
     """
     y, x = coordinates(images)
     row, column, half = (numbers.view(-1, 1, 1) for numbers in (*centers.unbind(1), half))
@@ -242,7 +242,7 @@ class RandAugment:
     """`num_ops` operations per image, drawn uniformly with replacement and always applied."""
 
     # paper: two operations, magnitude 27 (section 3.1).
-    # authors: 27 for B7 and L2; none for B0 and B1, 6, 12, 15, 18, 24 for B2 to B6, 5 for SVHN.
+    # authors: 27 for B7 and L2; none for B0 and B1; 6, 12, 15, 18, 24 for B2 to B6; 5 for SVHN.
     num_ops: int = 2
     magnitude: float = 27
 
@@ -261,16 +261,16 @@ class RandAugment:
         return torch.stack([drawn, value, row, column], dim=2)
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        """uint8 (N, 3, H, W) -> uint8 (N, 3, H, W), with chance from a CPU generator."""
+        """uint8 (N, 3, H, W) -> uint8 (N, 3, H, W), with random numbers from a CPU generator."""
         draws = self.draw(batches.Chance.of(images, generator), *images.shape[2:])
         return apply(images, draws)
 
 
 def apply(images: Tensor, draws: Tensor) -> Tensor:
-    """One drawn operation after the other: uint8 (N, 3, H, W), (N, num_ops, 4) -> uint8."""
+    """The drawn operations, one after another: uint8 (N, 3, H, W), (N, num_ops, 4) -> uint8."""
     if not draws.numel():
         return images
-    if images.device.type != "xla":  # the same in groups, faster
+    if images.device.type != "xla":  # the same, grouped by operation: faster
         return kernels.grouped(images, draws, OPERATIONS, apply_operation)
     for drawn in draws.unbind(1):  # no shape depends on the draws: XLA compiles once for all
         images = apply_drawn(images, drawn)
@@ -278,14 +278,14 @@ def apply(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def apply_drawn(images: Tensor, drawn: Tensor) -> Tensor:
-    """Each image's own operation, drawn (N, 4): all pass all mechanisms, most with the identity."""
+    """Each image's own operation, drawn (N, 4): all go through every mechanism, most unchanged."""
     (height, width), device = images.shape[2:], images.device
     matrices = [matrix(OPERATIONS[int(operation)], value, height, width)
                 for operation, value in drawn[:, :2].tolist()]
     operations, values = drawn[:, 0].long().to(device), drawn[:, 1].float().to(device)
 
     def choose(functions: dict, result: Tensor, *inputs: Tensor) -> Tensor:
-        """The result of each image's own function, or else `result`."""
+        """The result of each image's own function; `result` where it has none."""
         for name, function in functions.items():
             chosen = (operations == OPERATIONS.index(name)).view(-1, *[1] * (result.dim() - 1))
             result = torch.where(chosen, function(images, *inputs).to(result.dtype), result)
@@ -304,12 +304,12 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
                     centers: Tensor | None = None) -> Tensor:
     """The same operation on all images, by its mechanism alone: uint8 (N, 3, H, W) -> uint8.
 
-    `values` (N,) are physical (`STRENGTHS`), signed where a sign applies and within the domain.
+    `values` (N,) are physical (`STRENGTHS`), signed where a sign applies and within their range.
     `centers` (N, 2) are Cutout's rows and columns, by default the middle. Both are on the CPU.
     Raises ValueError for an unknown name.
     """
     if name not in OPERATIONS:
-        raise ValueError(f"unknown operation {name!r}; known are {', '.join(OPERATIONS)}")
+        raise ValueError(f"unknown operation {name!r}: use one of {', '.join(OPERATIONS)}")
     (count, _, height, width), device = images.shape, images.device
     if centers is None:
         centers = torch.tensor([height // 2, width // 2]).expand(count, 2)
@@ -344,7 +344,7 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
 def augment_cifar(images: Tensor, rand_augment: RandAugment, chance: batches.Chance,
                   flip: bool = True) -> Tensor:
     """RandAugment and a square of Cutout, a random crop after reflect-padding, a flip."""
-    # authors: a 16x16 square, beside RandAugment alone, padding by 4; here: both grow with images.
+    # authors: a 16x16 square, only with RandAugment; padding by 4; here: both grow with images.
     height, width = images.shape[2:]
     images = apply(images, rand_augment.draw(chance, height, width))
     half, pad = min(height, width) // 4, min(height, width) // 8

@@ -14,7 +14,7 @@ most on these tests. What is measured, and where the paper reports it:
     python eval_robust.py --checkpoint b0.pth --suite imagenet-c --data-dir IN-C --out c.json
 
 Archives are read in the layout they unpack to (support/archives.py); imagenet, fgsm, pgd and quick
-take any folder of class folders. --out keeps results part by part; the same command continues it.
+take any folder of class folders. --out keeps results part by part; the same command goes on there.
 """
 
 import contextlib
@@ -55,9 +55,9 @@ def from_pixels(network: nn.Module, device: torch.device) -> FromPixels:
 
 
 def top_k(logits: Tensor, k: int, classes: Sequence[int] | None = None) -> Tensor:
-    """The k most likely classes, best first: (N, num_classes) -> (N, k) int64, k clipped.
+    """The k most likely classes (at most all), best first: (N, num_classes) -> (N, k) int64.
 
-    classes: the only ones that may win, as the 200 of ImageNet-A (table 3) among 1000 logits.
+    classes: the only ones considered, such as ImageNet-A's 200 (table 3) of the 1000 logits.
     """
     classes = torch.arange(logits.shape[1]) if classes is None else torch.as_tensor(classes)
     return classes[logits[:, classes].topk(min(k, len(classes))).indices]
@@ -67,7 +67,7 @@ def flip_rate(predictions: Tensor, noise: bool) -> float:
     """How often the prediction changes within a sequence, as a fraction (Hendrycks & Dietterich).
 
     predictions: (sequences, frames >= 2) classes; ValueError for another shape. Each frame is
-    compared with the one before it, but in `noise`, which has no order, with the first, clean one.
+    compared with the one before it; in `noise`, which has no order, with the first, clean one.
     """
     predictions = torch.as_tensor(predictions)
     if predictions.ndim != 2 or predictions.shape[1] < 2 or not len(predictions):
@@ -80,8 +80,8 @@ def mean_flip_rate(rates: Mapping[str, float],
                    baseline: Mapping[str, float] | None = ALEXNET_FLIP_RATE) -> float:
     """mFR in percent (table 5): the mean over perturbations of flip rate / AlexNet's flip rate.
 
-    Both map perturbations to fractions; baseline None: the plain mean (as CIFAR-10-P reports).
-    ValueError for other names than the baseline's, ZeroDivisionError where it is 0.
+    Both map perturbations to fractions; baseline None: the plain mean (as reported for CIFAR-10-P).
+    ValueError for names other than the baseline's, ZeroDivisionError if a baseline is 0.
     """
     baseline = baseline or dict.fromkeys(rates, 1)
     if not rates or rates.keys() != baseline.keys():
@@ -95,7 +95,7 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]],
     CE_c = (sum_s E[s, c]) / (sum_s E_AlexNet[s, c]). AlexNet's own is 100; lower is better.
 
     Both map corruptions to the errors at 5 severities, as fractions; else ValueError. Baseline
-    None: the plain mean of the errors (as CIFAR-10-C reports).
+    None: the plain mean of the errors (as reported for CIFAR-10-C).
     """
     for name, row in errors.items():
         if len(row) != 5 or not all(0 <= error <= 1 for error in row):
@@ -117,10 +117,10 @@ def pgd(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float = 16, 
     Args:
         images: (N, 3, H, W) pixels after resizing, uint8 or float; labels: (N,) int64.
         epsilon, step_size: in pixel units, of 255.
-        random_start: begin at a uniform point of the ball, which `generator` draws on the host.
+        random_start: begin anywhere in the ball, uniformly drawn by `generator` on the host.
         targets: (N,) int64: lower their loss instead of raising that of `labels`.
 
-    Returns (N, 3, H, W) float within epsilon, not rounded. ValueError for a module that trains.
+    Returns (N, 3, H, W) float within epsilon, not rounded. ValueError for a model in training mode.
     """
     if isinstance(model, nn.Module) and model.training:
         raise ValueError("the attacked network is in training mode: call .eval() first")
@@ -164,8 +164,8 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
     """All of this on a small scale, on ordinary images: to compare your own networks.
 
     The seed draws `limit` of the images, (N >= 5, 3, S, S) uint8 with S >= 32. A corruption
-    meets each image once, a fifth of them at each severity; the fifths move on by one from one
-    corruption to the next. Half of the images are attacked, and a tenth become sequences.
+    is applied once to each image, to a fifth of them at each severity; the fifths move on by one
+    severity for the next. Half of the images are attacked, and a tenth become sequences.
 
     Returns plain numbers for JSON: `*_top1` and `unnormalized_*` in percent, `corruption_error`
     (corruption -> 5 severities) and `flip_rate` as fractions.
@@ -213,7 +213,7 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
 
 def robustness(network: nn.Module, images: ImageSet, size: int, path: Path,
                machine: devices.Machine, name: str) -> dict | None:
-    """The quick suite on a test set, kept in the file `path`; None for small sets or images."""
+    """The quick suite on a test set, kept in the file `path`; None if images are few or small."""
     if size < 32 or len(images) < 5:
         return None
     images = reading.in_memory(images, size, machine.workers)
@@ -223,7 +223,7 @@ def robustness(network: nn.Module, images: ImageSet, size: int, path: Path,
 
 
 def relative_to(teacher: dict, results: dict) -> dict:
-    """mCE and mFR with the teacher's as baseline (not "relative mCE"); None where those are 0."""
+    """mCE and mFR with the teacher as baseline (not "relative mCE"); None where a baseline is 0."""
     relative = {"teacher_normalized_mce": None, "teacher_normalized_mfr": None}
     for name, mean, key in (("mce", mean_corruption_error, "corruption_error"),
                             ("mfr", mean_flip_rate, "flip_rate")):
@@ -240,7 +240,7 @@ class Flags:
     """The network, and how PGD attacks it"""
 
     checkpoint: cli.File  # of train.py, or released (timm tf_efficientnet_*, torchvision)
-    arch: str | None = None  # of released weights (default: b0); ours know theirs
+    arch: str | None = None  # of released weights (default: b0); our files name theirs
     steps: cli.Count = 10  # of PGD
     step_size: cli.Positive | None = None  # of PGD, of 255 (default: 2.5 * epsilon / steps)
     random_start: bool = False  # begin PGD at a random point of the ball

@@ -9,8 +9,8 @@
     python iterate.py --dataset cifar10 --labels-per-class 400    4,000 labels, on a GPU
     python iterate.py --labeled DIR --unlabeled DIR --test DIR --arch b0
 
-The run directory holds config.json, log.jsonl, a checkpoint, the pseudo labels and the robustness
-of each generation, report.json and report.png. The same command again continues where it stopped.
+The run directory holds config.json, log.jsonl, report.json, report.png and, of each generation, the
+checkpoint, pseudo labels and robustness. The same command again continues where it stopped.
 """
 
 import sys
@@ -43,7 +43,7 @@ class Generation:
     start_from: cli.File | None = None  # checkpoint or released weights to start from
 
     def seeded(self, number: int) -> "Generation":
-        """With random numbers of its own, which follow from the run's seed and its number."""
+        """With a seed of its own, which follows from the run's seed and the generation's number."""
         seed = batches.seed_of(self.config.seed, number)
         return replace(self, config=replace(self.config, seed=seed))
 
@@ -69,9 +69,9 @@ PLANS: dict[str, tuple[Generation, ...]] = {
 
 def train_phases(generation: Generation, learn: Callable[..., Path],
                  pseudo: PseudoLabels | None, start: Path | None) -> Path:
-    """Train one generation in its phases, mostly a single one; returns its checkpoint's path.
+    """Train one generation in its phases, usually only one; returns its checkpoint's path.
 
-    learn(config, name, pseudo, start) is one phase: train.train on the images of the loop.
+    learn(config, name, pseudo, start) runs a phase: train.train on the images of the loop.
     """
     config, name = generation.config, generation.name
     if pseudo is None:  # a teacher, or a student's model on the labels alone
@@ -80,7 +80,7 @@ def train_phases(generation: Generation, learn: Callable[..., Path],
         checkpoint = learn(config, name, pseudo, start)
     else:
         pretrained = learn(replace(config, joint=False), f"{name}, pretrained", pseudo, start)
-        # paper: does not say how; here: a tenth of the learning rate, as long as before.
+        # paper: does not say how; here: a tenth of the learning rate, for as long as before.
         finetuned = replace(config, unlabeled_ratio=0, warmup_epochs=0.0,
                             learning_rate=config.learning_rate / 10)
         checkpoint = learn(finetuned, name, None, pretrained)
@@ -99,7 +99,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         labels_only: also train each student's model on the labels alone, from a similar start for
             as many steps: what a student gains over it is due to the pool.
         robustness: also run eval_robust.quick_suite on test images.
-        allow_chance: only warn of a teacher that guesses; else it is an InputError.
+        allow_chance: only warn of a teacher that guesses; False: raise InputError.
     """
     stages = outline.stages(generations, splits.sizes, labels_only, train_phases, model.scaling)
     loop = outline.Loop(out / "log.jsonl", stages)
@@ -111,7 +111,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
 
     teacher, models = None, []
     for number, generation in enumerate(generations):
-        generation, pseudo = generation.seeded(number), None  # its own chance
+        generation, pseudo = generation.seeded(number), None  # with a seed of its own
         if teacher:  # step 2, on a pool without held-out images
             # paper: B0 selects the images, B7 and L2 label them (pseudo_label.py --images-of);
             # here: every teacher selects its own, since later ones label better.
@@ -123,7 +123,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
                 progress=f"{generation.name}: labelling")
             advice.of_labels(generation.name, pseudo, splits)
         start = teacher if generation.from_teacher else generation.start_from
-        teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assigned, step 4
+        teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assignment: step 4
         models.append((generation, teacher, pseudo))
 
     # The same loop without the pool.
@@ -165,15 +165,15 @@ class Flags:
     plan: Literal[tuple(PLANS)] | None = None  # generations (default: by the images' size)
     out: cli.Folder | None = None  # run directory (default: runs/PLAN); continued if it exists
     seed: cli.Whole = 0  # of the weights, the images' order, the noise, and the demo's images
-    arch: list[str] | None = None  # b0 to b7, l0 to l2 or WIDTHxDEPTH: one, or teacher's first
+    arch: list[str] | None = None  # b0 to b7, l0 to l2, WIDTHxDEPTH: one, or the teacher's first
     filter: bool = True  # keep confident images only (section 3.1)
     noise: bool = True  # noise the unlabelled images of the students (table 6)
     labels_only: bool = True  # compare with each architecture trained on the labels alone
-    robustness: bool = True  # corrupt, perturb, attack test images (3.3, 3.4)
+    robustness: bool = True  # corrupt, perturb, attack test images (sections 3.3, 3.4)
     allow_smaller_student: bool = False  # against the paper's advice
     allow_chance: bool = False  # go on with a teacher that does no better than guessing
-    dry_run: bool = False  # only print what would be done, without any image
-    images_per_second: cli.Positive | None = None  # training speed: a dry run in device hours, too
+    dry_run: bool = False  # only print what would be done, reading no image
+    images_per_second: cli.Positive | None = None  # training speed: dry run with device hours, too
 
 
 def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],

@@ -1,4 +1,4 @@
-"""EfficientNet, the network of teacher and student, with noise that can be switched per image.
+"""EfficientNet, the network of teacher and student; its noise can be switched off per image.
 
 Noisy Student Training (section 3.1, "Architecture") takes EfficientNet (Tan & Le, 2019) as it is,
 and adds the two kinds of model noise of section 2: stochastic depth and dropout.
@@ -27,7 +27,7 @@ Stage 1 has no expansion. BatchNorm follows every convolution but the two of squ
 which have a bias; swish follows every BatchNorm but the projection's.
 
 Here and in the other files `# paper: ...; here: ...` (or `# authors: ...`, for their code) marks a
-deviation and gives the reason. support/kernels.py computes what its names say, faster.
+deviation and gives the reason. Functions of support/kernels.py do what their names say, faster.
 """
 
 import math
@@ -45,8 +45,8 @@ from torch import Tensor, nn
 from support import InputError, weights
 from support.kernels import average, conv_norm, conv_norm_swish, padded_conv, recompute, swish
 
-# Compound scaling of b0: two factors, the resolution trained at (pixels), the head's dropout.
-# b0 to b7 as EfficientNet's authors released them; l0 to l2 from table 8, in the arXiv version.
+# Compound scaling of b0: two factors, the training resolution (pixels), the head's dropout.
+# b0 to b7 as EfficientNet's authors released them; l0 to l2 from table 8 of the arXiv version.
 Scaling = namedtuple("Scaling", "width depth resolution dropout")
 SCALING = {
     "b0": Scaling(1.0, 1.0, 224, 0.2),
@@ -73,14 +73,14 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 # TensorFlow calls this momentum 0.99: the share of the old average that is kept.
-# authors: a running variance divided by the count; here: by one less, as PyTorch has it.
+# authors: the running variance is divided by the count; here: by count - 1, as in PyTorch.
 BatchNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
 def scaling(arch: str) -> Scaling:
-    """The scaling of a published name, or of "WIDTHxDEPTH" such as "0.35x0.5" for any other.
+    """The scaling of a published name, or of any other size, as "WIDTHxDEPTH" ("0.35x0.5").
 
-    The latter has 32 pixels and the smallest published dropout, 0.2. Otherwise InputError.
+    The latter has 32 pixels and the smallest published dropout, 0.2. Other names: InputError.
     """
     if arch in SCALING:
         return SCALING[arch]
@@ -92,7 +92,7 @@ def scaling(arch: str) -> Scaling:
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """Multiple of 8 nearest to channels * width, at least 8, never more than 10 % below it."""
+    """Multiple of 8 nearest to channels * width, at least 8, at most 10 % below that product."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
@@ -116,7 +116,7 @@ def stochastic_depth(branch: Tensor, shortcut: Tensor, survival_prob: float,
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution with TensorFlow's SAME padding and no bias, as EfficientNet was trained."""
+    """A convolution with TensorFlow's SAME padding and no bias, as in the original EfficientNet."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
@@ -124,7 +124,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images: Tensor, weight: Tensor | None = None,
                 bias: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'); also with another weight, and with a bias (C',)."""
+        """(N, C, H, W) -> (N, C', H', W'), optionally with another weight, or a bias (C',)."""
         (kernel, _), (stride, _), padding = self.kernel_size, self.stride, []
         for size in (images.shape[3], images.shape[2]):  # left and right, top and bottom
             # SAME: ceil(size / stride) windows, and just the zeros that the last one needs. If
@@ -142,7 +142,7 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int,
                  survival_prob: float):
         super().__init__()
-        hidden, squeezed = inputs * expansion, max(1, inputs // 4)  # of inputs, not of hidden
+        hidden, squeezed = inputs * expansion, max(1, inputs // 4)  # inputs / 4, not hidden / 4
         self.residual, self.survival_prob = stride == 1 and inputs == outputs, survival_prob
         self.expand = None
         if expansion > 1:
@@ -154,7 +154,7 @@ class Block(nn.Module):
 
     def forward(self, images: Tensor, noised: Tensor | None = None) -> Tensor:
         hidden = images
-        if self.expand is not None:  # lean: keeps less for the backward pass of its large maps
+        if self.expand is not None:  # lean: keeps fewer of its large maps for the backward pass
             hidden = conv_norm_swish(hidden, self.expand, self.expand_norm, lean=True)
         hidden = conv_norm_swish(hidden, self.depthwise, self.depthwise_norm)
         gate = average(hidden)[..., None, None]  # (N, hidden, 1, 1)
@@ -172,10 +172,10 @@ class EfficientNet(nn.Module):
     """EfficientNet of any width and depth.
 
     Args:
-        width, depth: factors of b0's channels and of its number of blocks.
+        width, depth: factors by which b0's channels and its blocks are multiplied.
         dropout: probability of dropping a feature before the classifier (section 2).
         survival_prob: probability of keeping a branch (section 2, stochastic depth). It falls
-            linearly, from 1 at the first block to this at a block that would follow the last.
+            linearly, from 1 at the first block to this value one block after the last.
         small_images: strides of stages 2 and 3 become 1, for images of about 32x32.
         checkpoint_blocks: recompute each block in the backward pass instead of keeping its
             activations: costs about a third more compute, and lets L2 fit into memory.
@@ -186,8 +186,8 @@ class EfficientNet(nn.Module):
                  checkpoint_blocks: bool = False):
         super().__init__()
         if not 0 < survival_prob <= 1 or not 0 <= dropout < 1:
-            raise InputError(f"survival_prob is the probability to keep, in (0, 1], dropout the "
-                             f"one to drop, in [0, 1): not {survival_prob} and {dropout}")
+            raise InputError(f"survival_prob is the probability to keep a branch, in (0, 1], "
+                             f"dropout to drop features, in [0, 1): not {survival_prob}, {dropout}")
         self.depth, self.dropout, self.checkpoint_blocks = depth, dropout, checkpoint_blocks
         channels = scale_channels(32, width)
         self.stem, self.stem_norm = Conv2d(3, channels, 3, stride=2), BatchNorm(channels)
@@ -228,7 +228,7 @@ class EfficientNet(nn.Module):
         return self.classifier(dropped)
 
     def train(self, mode: bool = True) -> "EfficientNet":
-        """Set the mode, but keep what freeze_shallow froze in evaluation mode."""
+        """Set the mode; what freeze_shallow has fixed stays in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, Block | nn.BatchNorm2d | nn.SyncBatchNorm):
@@ -239,12 +239,12 @@ class EfficientNet(nn.Module):
 def initialize(module: nn.Module) -> None:
     """The published initialisation: normal, with variance 2 / fan-out (He et al.)."""
     if isinstance(module, nn.Conv2d):
-        # A depthwise kernel has one output channel a group, as TensorFlow counts them.
+        # As TensorFlow counts output channels, a depthwise kernel has one (per group).
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
     elif isinstance(module, nn.Linear):
-        # authors: 1 / sqrt(num_classes), 0.03 for ImageNet; here: never more than that. With ten
-        # classes it would be 0.3, and the first logits far from uniform for thousands of steps.
+        # authors: 1 / sqrt(num_classes), 0.03 for ImageNet; here: at most 0.03. For ten classes
+        # theirs would be 0.3, with logits far from uniform for thousands of steps.
         bound = 1 / math.sqrt(max(module.out_features, 1000))
         nn.init.uniform_(module.weight, -bound, bound)
     if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
@@ -285,8 +285,8 @@ def load_pretrained(network: EfficientNet, state_dict: dict[str, Tensor],
                     conventions: weights.Conventions | None = None) -> EfficientNet:
     """Load weights of timm's tf_efficientnet_*, of torchvision's efficientnet_*, or our own.
 
-    The state dict does not say how the network pads and normalises: the conventions do, by
-    default those of the source that its names imply. `fresh_classifier` keeps the network's own,
+    The state dict does not say how the network pads and normalises: `conventions` does, by
+    default those of the source that the keys imply. `fresh_classifier` keeps the network's own,
     untrained classifier, for other classes. InputError where a name or a shape does not fit.
     """
     own, found = network.state_dict(), weights.our_names(state_dict)
@@ -298,12 +298,12 @@ def load_pretrained(network: EfficientNet, state_dict: dict[str, Tensor],
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network as a file holds it: a checkpoint of train.py, or released weights."""
+    """A trained network, as stored in a file: a checkpoint of train.py, or released weights."""
 
     arch: str  # b0 to b7, l0 to l2, or WIDTHxDEPTH
     image_size: int  # pixels
     classes: tuple[str, ...] | None  # in the order of the logits; None: not known
-    weights: dict[str, Tensor]  # with the names of their source
+    weights: dict[str, Tensor]  # named as in their source
     dropout: float
     survival_prob: float = 0.8
     small_images: bool = False
@@ -315,7 +315,7 @@ class Checkpoint:
     def load(cls, path: str | Path, arch: str | None = None) -> "Checkpoint":
         """Read a file as data, without running code; released weights need their `arch`.
 
-        InputError if it is missing, broken or does not fit: one line says which.
+        InputError if the file is missing, broken or does not fit: one line says which.
         """
         with weights.read_checkpoint(path, arch) as found:
             _, _, resolution, dropout = scaling(found["arch"])

@@ -1,13 +1,13 @@
 """Pseudo labels: the un-noised teacher's predictions, filtered and balanced (section 3.1).
 
 The paper labels 300 M images and trains on 81 M of them. The probabilities of all 300 M would fill
-600 GB (in float16), so the teacher makes two passes, the second over few images:
+600 GB (in float16), so the teacher makes two passes, the second over fewer images:
 
     pass 1    confidence and class of every image                    predict
     between   the confident images, equally many per class           select
     pass 2    soft or hard targets of the selected images alone      make_targets
 
-While it labels the teacher is not noised: evaluation mode, its averaged weights, centre-cropped
+While it labels, the teacher is not noised: evaluation mode, its averaged weights, centre-cropped
 images ("a normal (i.e., not noised) teacher model"); --noised-teacher is table 6's ablation.
 
     python pseudo_label.py --teacher teacher.pt --unlabeled POOL --held-out VAL TEST --out LABELS
@@ -44,7 +44,7 @@ class Labelling:
     threshold: cli.BelowOne = 0.3  # confidence to exceed (0.3 in section 3.1); 0 keeps all
     per_class: cli.Count | None = None  # images of each class (default: pool / classes)
     balance: bool = True  # equally many images of each class (section 3.1)
-    noised_teacher: bool = False  # with the noise of its training (table 6): worse labels
+    noised_teacher: bool = False  # label with the noise of its training (table 6), which is worse
 
     def __post_init__(self):
         cli.check(self)
@@ -58,10 +58,10 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
 
     Args:
         images: an ImageSet, or (M, 3, H, W) uint8.
-        image_size, batch_size: pixels of the centre crops of files; images of a forward pass.
-        noise: of a noised teacher's images (table 6); its dropout and stochastic depth are on, too.
-            All chance comes from `seed`; torch's own random numbers stay as they are.
-        held_out: fingerprints of images that must not be labelled, for files not opened yet;
+        image_size, batch_size: pixels of the files' centre crops; images per forward pass.
+        noise: for images of a noised teacher (table 6), with dropout and stochastic depth on, too.
+            All randomness comes from `seed`; torch's own generator is left alone.
+        held_out: fingerprints of images that must not be labelled, if no file was opened yet;
             None: an unreadable file is an InputError.
 
     Returns (M, num_classes) float32 on the CPU; rows of unreadable or held-out files are zero.
@@ -87,7 +87,7 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     less than 130K images, we duplicate some images at random so that each class can have 130K
     images."
 
-    Duplicates are as even as can be: of n images of a class each appears per_class // n times, and
+    Duplicates are spread evenly: of the n images of a class each appears per_class // n times, and
     a random per_class % n of them once more. A class without any candidate is left out.
 
     Args:
@@ -97,17 +97,17 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
 
     Returns:
         (K,) int64 positions in the pool, sorted by class and, inside a class, by falling confidence
-        (ties by position). InputError if a confidence is NaN or a label no class.
+        (ties by position). InputError if a confidence is NaN or a label is not a class.
     """
     confidence, label = np.asarray(confidence), np.asarray(label)
     if (broken := np.isnan(confidence)).any():
         raise InputError(f"the confidence of image {broken.argmax()} is NaN: the teacher is broken")
     if len(label) and not 0 <= label.min() <= label.max() < num_classes:
-        raise InputError(f"labels {label.min()} to {label.max()} are not of {num_classes} classes")
+        raise InputError(f"labels {label.min()} to {label.max()} do not fit {num_classes} classes")
     wanted = per_class if balance else len(confidence)
 
-    # Each class's positions in the pool over the threshold, most confident first, at most `wanted`.
-    # authors: a histogram gives each class's limit, coin flips its copies; here: both are exact.
+    # Each class's images over the threshold, as positions, most confident first, at most `wanted`.
+    # authors: a histogram gives each class's cut-off, coin flips its copies; here: both are exact.
     random, chosen = np.random.default_rng(seed), [np.zeros(0, np.int64)]
     for positions in ranked(confidence, label, num_classes, threshold, wanted):
         if balance and len(positions):
@@ -121,7 +121,7 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
 def make_targets(probabilities: Tensor, kind: str = "soft", temperature: float = 1.0) -> Tensor:
     """Targets (K, num_classes) for the student from the teacher's probabilities.
 
-    "soft": the distribution itself, at another temperature p^(1/T) / sum p^(1/T) if asked for.
+    "soft": the distribution itself or, at another temperature T, p^(1/T) / sum p^(1/T).
     "hard": one-hot at its largest entry.
     """
     if kind == "hard":
@@ -139,18 +139,18 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
           batch_size: int | None = None, progress: str | None = "labelling") -> PseudoLabels:
     """Algorithm 1, step 2: label a pool, filter and balance, and keep it all in the folder `out`.
 
-    What exists already is not made again; InputError if it is from another teacher, pool or
-    settings. A class without any confident image is named in a warning and left out.
+    What exists already is not made again; InputError if made with another teacher, pool
+    or settings. A class without any confident image is named in a warning and left out.
 
     Args:
-        seed: of the duplicates, and of a noised teacher's chance.
+        seed: decides the duplicates, and the noise of a noised teacher.
         held_out: see `predict`; in pass 1 these images get a confidence of zero.
         images_of: earlier labels of this pool, whose images are labelled again (as in section 3.1).
-        shard: "i/n" labels shard i of n alone; label_store.Unfinished while others are missing.
+        shard: "i/n" labels only shard i of n; raises label_store.Unfinished if others are missing.
     """
     how = replace(how, per_class=how.per_class or max(1, len(pool) // len(pool.classes)))
     batch_size = batch_size or reading.size_for(teacher.image_size)
-    # paper: does not say with what strength; here: that of its training, without crops and flips.
+    # paper: gives no strength; here: as in the teacher's training, without crops and flips.
     noise = augment.RandAugment(*teacher.rand_augment) if how.noised_teacher else None
     settings = asdict(how) | {
         "teacher": files.digest(*teacher.weights.values()), "rand_augment": teacher.rand_augment,
@@ -177,7 +177,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
 
     if images_of is None:  # else the store copies that selection, and selects nothing
         first = store.fill("pass 1", ("confidence", "class"), len(pool), first_pass)
-    unique = store.once(lambda: select(  # each image once; the store keeps which of them repeat
+    unique = store.once(lambda: select(  # each image once; the store notes which are repeated
         *first, len(pool.classes), how.threshold, how.per_class, seed, how.balance))
     selected = pool.subset(torch.tensor(unique))
     store.fill("pass 2", ("targets", "target_class"), len(selected), second_pass)
@@ -192,11 +192,11 @@ class Flags:
     unlabeled: cli.Folder  # images, nested as you like
     out: cli.Folder | None = None  # where the labels go, for train.py
     csv: cli.File | None = None  # only list the teacher's predictions for each image
-    top: cli.Count = 1  # classes of an image in that list
+    top: cli.Count = 1  # classes listed for each image, with --csv
     held_out: list[cli.Folder] | None = None  # validation and test images, which are left out
-    seed: cli.Whole = 0  # of the duplicates, and of a noised teacher
-    images_of: cli.Folder | None = None  # label the images of these earlier labels, select none
-    shard: Annotated[str, "I/N"] | None = None  # label only shard I, from 0, of N
+    seed: cli.Whole = 0  # decides the duplicates and a noised teacher's noise
+    images_of: cli.Folder | None = None  # relabel the images of these earlier labels, select none
+    shard: Annotated[str, "I/N"] | None = None  # label only shard I of N, counted from 0
     batch_size: cli.Batch | None = None  # images (default: 500 up to 128 pixels, else fewer)
 
 
@@ -214,8 +214,8 @@ def main(flags: Flags, how: cli.Given[Labelling],
         print(missing)
         return
     if devices.rank() == 0:
-        print(f"{labels.counts['unique']:,} of {labels.counts['pool']:,} images kept, by class in "
-              f"{flags.out}/labels.json")
+        print(f"{labels.counts['unique']:,} of {labels.counts['pool']:,} images kept; "
+              f"counts by class: {flags.out}/labels.json")
 
 
 if __name__ == "__main__":

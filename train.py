@@ -8,7 +8,7 @@ depth in the model (section 2).
     python train.py --labeled DIR --val DIR --arch b0 --batch-size 128 --out student.pt \\
         --unlabeled DIR --pseudo-label-dir LABELS
 
-Settings without a flag are those of `recipe` for that architecture, such as 700 epochs for b0. The
+Settings not given as flags are `recipe`'s for the architecture, such as 700 epochs for b0. The
 same command again continues where the last one stopped.
 """
 
@@ -39,33 +39,33 @@ from support.optimization import Best, ModelEMA, RMSpropTF, make_optimizer  # no
 class TrainConfig:
     """Everything that decides the result of a training
 
-    Defaults: B7 of sections 3.1 and 3.2. Label smoothing, RMSProp, warm-up, weight decay and the
+    Defaults: B7's in sections 3.1 and 3.2. Label smoothing, RMSProp, warm-up, weight decay and the
     average of weights are from the authors' code; the paper does not mention them.
     """
 
     # Model
     arch: str = "b7"  # b0 to b7, l0 to l2, or WIDTHxDEPTH
-    image_size: cli.Pixels = 600  # a side
-    small_images: bool = False  # stages 2 and 3 at stride 1; image_size does not set it
+    image_size: cli.Pixels = 600  # pixels a side
+    small_images: bool = False  # stages 2 and 3 at stride 1; not implied by image_size
 
     # Noise on the model (section 2)
     dropout: cli.BelowOne = 0.5  # probability of dropping a feature before the classifier
     survival_prob: cli.Probability = 0.8  # block i of n: 1 - (1 - this) * i / n
 
     # Noise on the images (section 2)
-    rand_augment_operations: cli.UpTo100 = 2  # per image; 0: none, nor cifar's Cutout
+    rand_augment_operations: cli.UpTo100 = 2  # per image; 0: none, and no Cutout of cifar's crops
     rand_augment_magnitude: cli.Magnitude = 27.0  # in tenths of AutoAugment's range
-    flip: bool = True  # mirror images at random; digits should not be
+    flip: bool = True  # mirror images at random; not for digits
     crops: Literal["auto", "cifar", "imagenet"] = "auto"  # auto: cifar up to 64 pixels
 
     # Noise switched off: for pseudo-labelled images in table 6, for all in the resolution fix.
     # paper: "Aug" is RandAugment with 130 M images, translation and flips with 1.3 M; here: all.
-    augment_labeled: bool = True  # noise on labelled images; without it clean centre crops
+    augment_labeled: bool = True  # noise on labelled images; without it, clean centre crops
     augment_unlabeled: bool = True  # noise on pseudo-labelled images
     model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
-    frozen_stages: Annotated[int, cli.Range(0, 7, "0 to 7"), "N"] = 0  # with the stem; 0: none
+    frozen_stages: Annotated[int, cli.Range(0, 7, "0 to 7"), "N"] = 0  # fixed, with stem; 0: none
 
-    # Joint loss (Algorithm 1, step 3; the ratio of labelled and unlabelled images: section 3.2)
+    # Joint loss (Algorithm 1, step 3; the ratio of unlabelled to labelled images: section 3.2)
     # paper: the sum of two means, or section 3.1's average over one batch; here: the authors' sum.
     joint: bool = True  # both losses; else pseudo labels alone, finding 6's first phase
     unlabeled_ratio: cli.Whole = 3  # pseudo-labelled images per labelled one in a batch
@@ -73,7 +73,7 @@ class TrainConfig:
     label_smoothing: cli.Share = 0.1  # on labels and hard pseudo labels
 
     # Optimisation (section 3.1)
-    batch_size: cli.Batch = 2048  # labelled images a step; steps and epochs count them
+    batch_size: cli.Batch = 2048  # labelled images a step; epochs are counted in these
     accumulation_steps: cli.Count = 1  # micro-batches of a step; BatchNorm sees one at a time
     labeled_images: Annotated[int, cli.NO_FLAG] = 1_281_167  # train() fills this in
     epochs: cli.Positive = 350.0  # of labelled images; the paper: 700 for B4 and smaller
@@ -82,10 +82,10 @@ class TrainConfig:
     schedule: Literal["exponential", "cosine"] = "exponential"  # of the rate; cosine ends at zero
     decay_rate: cli.Positive = 0.97  # factor of the exponential schedule
     decay_epochs: cli.Positive = 2.4  # between two such factors; 4.8 for 700 epochs
-    optimizer: Literal["rmsprop", "sgd", "adamw"] = "rmsprop"  # as in TensorFlow; sgd: Nesterov's
+    optimizer: Literal["rmsprop", "sgd", "adamw"] = "rmsprop"  # as in TensorFlow; sgd: Nesterov
     momentum: cli.BelowOne = 0.9  # of rmsprop and sgd; adamw's first beta
     weight_decay: cli.NonNegative = 1e-5  # L2 in the loss, decoupled in adamw; none on BatchNorm
-    ema_decay: cli.BelowOne = 0.9999  # of the averaged weights, which evaluate and label
+    ema_decay: cli.BelowOne = 0.9999  # of the averaged weights, used to evaluate and label
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
     evaluate_epochs: cli.Positive = 5.0  # between two evaluations on the validation set
     seed: cli.Whole = 0  # of the weights, the order of the images and the noise
@@ -110,7 +110,7 @@ class TrainConfig:
         return max(1, round(self.epochs * self.steps_per_epoch))
 
 
-# paper: RandAugment for all baselines (section 3.2); here: the authors' scripts: B0, B1 have none.
+# paper: RandAugment for all baselines (section 3.2); here: like the authors, none for B0 and B1.
 MAGNITUDES = {"b0": 0, "b1": 0, "b2": 6, "b3": 12, "b4": 15, "b5": 18, "b6": 24}
 
 
@@ -137,8 +137,8 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     "Then we finetune the model with a larger resolution for 1.5 epochs on unaugmented labeled
     images. Similar to [86], we fix the shallow layers during finetuning" (section 3.1).
     """
-    # paper: does not say which; here: the stem and stages 1 to 5. The rest holds most parameters.
-    # authors: the last rate, of 350 epochs 0.0015 at 2048 images; here: that, or a cosine's tenth.
+    # paper: does not name them; here: the stem and stages 1 to 5. The rest holds most parameters.
+    # authors: the last rate (350 epochs, batch 2048: 0.0015); here: the same; cosine: peak / 10.
     last = config.decay_rate ** (config.epochs // config.decay_epochs)
     rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
     return replace(
@@ -204,7 +204,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linear warm-up, then exponential or cosine decay.
 
     Section 3.1: "starts at 0.128 for labeled batch size 2048 and decays by 0.97 every 2.4 epochs".
-    The warm-up of 5 epochs is the authors'; so is the decay in steps, which counts those epochs.
+    The warm-up of 5 epochs is the authors'; so is the decay in steps, which counts them, too.
     """
     epoch = step / config.steps_per_epoch
     peak = config.learning_rate * config.batch_size / 256
@@ -224,14 +224,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def noise(batch: Batch, config: TrainConfig, step: int) -> Tensor:
     """The images of a micro-batch with their input noise (section 2): uint8 (N, 3, H, W).
 
-    (The reader makes imagenet's random crop.) Noise belongs to an image's row in the whole batch.
+    (The reader makes imagenet's random crop.) An image's noise goes by its row in the whole batch.
     """
     generator = torch.Generator().manual_seed(batches.seed_of(config.seed, 2, step))
     rand_augment = augment.RandAugment(config.rand_augment_operations,
                                        config.rand_augment_magnitude)
     pipeline = augment.augment_cifar if config.cifar_crops else augment.augment_imagenet
     images, labeled = batch.images, len(batch.labels)
-    first = 0 if config.augment_labeled else labeled  # table 6: one kind of images may stay clean
+    first = 0 if config.augment_labeled else labeled  # table 6: one kind of image may stay clean
     last = len(images) if config.augment_unlabeled else labeled
     whole = batch.whole if config.augment_unlabeled else config.batch_size
     chance = Chance(generator, batch.rows[first:last], whole)
@@ -241,7 +241,7 @@ def noise(batch: Batch, config: TrainConfig, step: int) -> Tensor:
 
 def answers(network: nn.Module, images: ImageSet, image_size: int, machine: devices.Machine,
             k: int = 1) -> Tensor:
-    """The k most probable classes (N, k) of clean, centre-cropped images; processes share them."""
+    """The k most probable classes (N, k) of clean, centre-cropped images, split among processes."""
     return reading.answers(partial(predict, network, image_size=image_size, device=machine.device,
                                    workers=machine.workers), images, k)
 
@@ -264,11 +264,11 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     if only the state beside it exists the run goes on from there.
 
     Args:
-        start: a checkpoint to take the first weights from (finding 8); None: from scratch.
+        start: a checkpoint with the initial weights (finding 8); None: from scratch.
         checkpoint_steps: steps between two states to resume from; None: a twentieth of the run,
             but no more than 500.
         log_steps: steps between two lines of the log, a file beside the checkpoint.
-        loop: the loop that this training is a stage of; its log replaces a log of its own.
+        loop: the loop that has this training as a stage; the loop's log is used then.
 
     Raises:
         InputError: sizes do not fit, or the run to continue had another configuration.
@@ -345,12 +345,12 @@ class Flags:
 
     labeled: cli.Folder  # class folders of images
     out: cli.File  # checkpoint to write
-    val: cli.Folder | None = None  # class folders to choose the checkpoint by
-    unlabeled: cli.Folder | None = None  # the pool as given to pseudo_label.py, same path
+    val: cli.Folder | None = None  # class folders of images that choose the checkpoint
+    unlabeled: cli.Folder | None = None  # the pool, by the same path as given to pseudo_label.py
     pseudo_label_dir: cli.Folder | None = None  # what pseudo_label.py wrote
-    pseudo_labels: Literal["soft", "hard"] | None = None  # their kind, as a check
+    pseudo_labels: Literal["soft", "hard"] | None = None  # check that they are of this kind
     start_from: cli.File | None = None  # checkpoint to take weights from
-    fixed_resolution: cli.Pixels | None = None  # of --start-from: the resolution fix, at this size
+    fixed_resolution: cli.Pixels | None = None  # resolution fix of --start-from, at this size
     checkpoint_steps: cli.Count | None = None  # between resumable states (default: 1/20, up to 500)
 
 

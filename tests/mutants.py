@@ -380,7 +380,7 @@ PLACES = {
         ("unlabelled images keep their noise", "last = len(images) if config.augment_unlabeled "
          "else labeled", "last = len(images)"),
         ("the two kinds exchanged", "first = 0 if config.augment_labeled else labeled  # table 6: "
-         "one kind of images may stay clean\n    last = len(images) if config.augment_unlabeled",
+         "one kind of image may stay clean\n    last = len(images) if config.augment_unlabeled",
          "first = 0 if config.augment_unlabeled else labeled\n"
          "    last = len(images) if config.augment_labeled"),
         ("always mirrored at random", "chance, config.flip)", "chance)"),
