@@ -232,7 +232,7 @@ def test_a_broken_confidence_is_an_error_that_names_the_image():
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_that_is_no_class_is_an_error(label):
-    with pytest.raises(ValueError, match="not of 3 classes"):
+    with pytest.raises(ValueError, match="do not fit 3 classes"):
         pseudo_label.select(np.array([0.5, 0.9]), np.array([0, label]), 3)
 
 

@@ -68,7 +68,7 @@ def test_a_state_dict_under_a_key_of_its_own_is_found(tmp_path, key):
 
 @pytest.mark.parametrize(("contents", "said"), [
     ({"model": {"a": torch.ones(1)}, "ema": {"a": torch.ones(1)}}, "it holds model, ema: give a"),
-    ({"epoch": 3}, "it holds epoch: give a file of a state dict alone"),
+    ({"epoch": 3}, "it holds epoch: give a file that holds a state dict alone"),
     ({}, "it holds nothing"), ([torch.ones(1)], "it holds a list"),
     (torch.ones(1), "it holds a Tensor"),
 ])
