@@ -144,7 +144,7 @@ def test_released_weights_of_another_architecture_are_one_line(splits, tmp_path,
 
 def test_weights_of_another_kind_of_network_are_one_line(splits, tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet.pth")
-    with pytest.raises(InputError, match="resnet.pth .*not an EfficientNet.s, .* conv1.weight"):
+    with pytest.raises(InputError, match="resnet.pth .*not an EfficientNet.s: .* conv1.weight"):
         tiny.run(STILL, splits, tmp_path / "a.pt", students=False, start=tmp_path / "resnet.pth")
 
 
