@@ -172,7 +172,7 @@ class Flags:
     robustness: bool = True  # corrupt, perturb, attack test images (sections 3.3, 3.4)
     allow_smaller_student: bool = False  # against the paper's advice
     allow_chance: bool = False  # go on with a teacher that does no better than guessing
-    dry_run: bool = False  # only print what would be done, reading no image
+    dry_run: bool = False  # only print what would be done
     images_per_second: cli.Positive | None = None  # training speed: dry run with device hours, too
 
 

@@ -150,7 +150,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     """
     how = replace(how, per_class=how.per_class or max(1, len(pool) // len(pool.classes)))
     batch_size = batch_size or reading.size_for(teacher.image_size)
-    # paper: gives no strength; here: as in the teacher's training, without crops and flips.
+    # paper: gives no strength; here: the teacher's RandAugment alone, no crops, flips or Cutout.
     noise = augment.RandAugment(*teacher.rand_augment) if how.noised_teacher else None
     settings = asdict(how) | {
         "teacher": files.digest(*teacher.weights.values()), "rand_augment": teacher.rand_augment,

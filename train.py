@@ -68,7 +68,7 @@ class TrainConfig:
     # Joint loss (Algorithm 1, step 3; the ratio of unlabelled to labelled images: section 3.2)
     # paper: the sum of two means, or section 3.1's average over one batch; here: the authors' sum.
     joint: bool = True  # both losses; else pseudo labels alone, finding 6's first phase
-    unlabeled_ratio: cli.Whole = 3  # pseudo-labelled images per labelled one in a batch
+    unlabeled_ratio: cli.UpTo100 = 3  # pseudo-labelled images per labelled one in a batch
     normalization: Literal["concat", "algorithm1", "official"] = "official"  # see joint_loss
     label_smoothing: cli.Share = 0.1  # on labels and hard pseudo labels
 
@@ -118,7 +118,7 @@ def recipe(arch: str) -> TrainConfig:
     """The settings of sections 3.1 and 3.2 and of the authors' scripts for an architecture.
 
     Not published: 14 unlabelled images for each labelled one with l0 and l1 (here as with L2), and
-    anything for WIDTHxDEPTH, which gets B7's settings at its own resolution.
+    anything for WIDTHxDEPTH, which gets B7's settings at its own resolution and dropout.
     """
     # paper: gives the epochs of students; here: their teachers have as many.
     width, depth, resolution, dropout = model.scaling(arch)
@@ -143,8 +143,8 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
     return replace(
         config, image_size=image_size, epochs=1.5, evaluate_epochs=1.5, augment_labeled=False,
-        frozen_stages=5, unlabeled_ratio=0, learning_rate=rate, warmup_epochs=0.0, decay_rate=1.0,
-    )
+        frozen_stages=config.frozen_stages or 5, unlabeled_ratio=0, learning_rate=rate,
+        warmup_epochs=0.0, decay_rate=1.0)
 
 
 def build_model(config: TrainConfig, num_classes: int) -> model.EfficientNet:
@@ -319,7 +319,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                 loss = joint_loss(logits, micro_batch.labels, micro_batch.targets,
                                   config.label_smoothing, config.normalization)
                 (loss / config.accumulation_steps).backward()
-            results.append((loss.detach(), logits.detach(), micro_batch))
+            results.append((loss.detach(), logits.detach(), replace(micro_batch, images=None)))
         optimizer.step()
         average.update(network, step)
         devices.finish_step(device)

@@ -217,6 +217,11 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
+    with files.lock(flags.results, f"{flags.results}.lock"):
+        measure(flags)
+
+
+def measure(flags: Flags) -> None:
     folder, file, names = Path(flags.runs), Path(flags.results), flags.only or [*STUDIES]
     if unknown := [name for name in names if name not in STUDIES]:
         raise InputError(f"--only {unknown[0]}: choose from {', '.join(STUDIES)}")
@@ -236,8 +241,12 @@ def main(flags: Flags) -> None:
         fresh = here | {"runs": {}}
         found = known["seeds"].setdefault(str(seed), fresh)
         if wanted.keys() - found["runs"].keys() and not here.items() <= found.items():
-            print(f"seed {seed} was measured on {found['processor']} with torch {found['torch']}: "
-                  "all of it is measured anew")
+            said = f"seed {seed} was measured on {found['processor']} with torch {found['torch']}"
+            anew = missing(wanted.values(), seed, {}, folder)
+            if found["runs"].keys() - {key for _, key in anew}:
+                raise InputError(f"{said}: give another --results, or all studies, to measure it "
+                                 "anew")
+            print(f"{said}: all of it is measured anew")
             found = known["seeds"][str(seed)] = fresh
         waiting |= missing(wanted.values(), seed, found["runs"], folder)
     whole = {place: run.costs(splits.sizes) for place, run in waiting.items()}

@@ -147,7 +147,7 @@ def main(flags: Flags) -> None:
                      for name, found in classes_of.items()}
             known = {row["kept"] for row in measured()
                      if (row["classes"], row["trial"]) == (classes, trial)}
-            folder = Path(flags.runs, f"{classes}-{trial}")
+            folder = Path(flags.runs, f"{files.digest(here)[:8]}-{classes}-{trial}")
             for row in measure(splits, truth, trial, folder, known):
                 row |= {"classes": classes, "trial": trial, "processor": here}
                 with open(file, "a") as lines:

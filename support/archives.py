@@ -141,26 +141,28 @@ class TestSet:
             raise InputError(f"{root}: no <class>/*{'.mp4' if frames > 1 else '.jpg'} in it")
         files, allowed = [*map(Path, found)], self.allowed() or range(len(self.classes))
         numbers = {self.classes[number]: number for number in allowed}
-        for file in files:
-            if file.parent.name not in numbers:
-                raise InputError(f"{file.parent}: not a class of this test set and network")
-        if lacking := sorted(numbers.keys() - {file.parent.name for file in files}):
+        found = [file.relative_to(root).parts[0] for file in files]
+        for name in found:
+            if name not in numbers:
+                raise InputError(f"{root / name}: not a class of this test set and network")
+        if lacking := sorted(numbers.keys() - set(found)):
             images.say_once(f"Warning: {root} has no images of {len(lacking)} of {len(numbers)} "
                             f"classes: {images.first_names(lacking)}")
-        labels = torch.tensor([numbers[file.parent.name] for file in files])
+        labels = torch.tensor([numbers[name] for name in found])
         return files, labels, partial(self._decode_file, frames=frames)
 
     def _find_rows(self, name: str, severity: str, frames: int) -> tuple:
         file = Path(self.data_dir, f"{name}.npy")
         rows = _read_array(file, (32, 32, 3) if severity else (frames, 32, 32, 3))
+        decode = partial(_decode_row, size=self.image_size)
         if not severity:  # CIFAR-10-P has no labels
-            return rows, torch.full((len(rows),), images.UNKNOWN), _decode_row
+            return rows, torch.full((len(rows),), images.UNKNOWN), decode
         labels = _read_array(file.parent / "labels.npy", ()).astype(np.int64)
         if len(labels) != len(rows) or len(rows) % 5:
             raise InputError(f"{file}: {len(rows)} images, but {len(labels)} labels in five blocks")
         block = int(severity) - 1  # of the five, each in the order of the test set
         labels = torch.from_numpy(labels.reshape(5, -1)[block])
-        return rows.reshape(5, -1, 32, 32, 3)[block], labels, _decode_row
+        return rows.reshape(5, -1, 32, 32, 3)[block], labels, decode
 
     def _decode_file(self, file: Path, frames: int) -> np.ndarray:
         # authors: ImageNet and ImageNet-A as their loaders read them, not turned as EXIF says.
@@ -182,8 +184,9 @@ class TestSet:
         return np.stack([images.to_array(images.center_crop(view, size[0])) for view in views])
 
 
-def _decode_row(pixels: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(pixels.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
+def _decode_row(pixels: np.ndarray, size: int) -> np.ndarray:
+    frames = map(Image.fromarray, pixels.reshape(-1, 32, 32, 3))
+    return np.stack([images.to_array(images.center_crop(frame, size)) for frame in frames])
 
 
 def _read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -179,6 +179,8 @@ def check(config, labeled: ImageSet, pseudo: PseudoLabels | None,
           machine: devices.Machine) -> None:
     """InputError for a training run that the devices, or BatchNorm, cannot handle."""
     device = torch.device(machine.device)
+    if pseudo and not config.unlabeled_ratio:
+        raise InputError("--unlabeled-ratio 0 leaves the pseudo labels out: give 1 or more")
     if not len(labeled):
         raise InputError("there are no labelled images to train on")
     if pseudo and len(pseudo.images) != len(pseudo.targets):
@@ -187,6 +189,9 @@ def check(config, labeled: ImageSet, pseudo: PseudoLabels | None,
     if device.type == "xla" and (machine.compile or machine.checkpoint_blocks):
         raise InputError("--compile and --checkpoint-blocks are not for XLA, which compiles by "
                          "itself: leave them out, or raise --accumulation-steps to save memory")
+    if machine.compile and machine.checkpoint_blocks and devices.world_size() > 1:
+        raise InputError("--compile with --checkpoint-blocks is for one process: a compiled "
+                         "SyncBatchNorm would see recomputed images as new ones; leave one out")
     count, parts = config.batch_size, config.accumulation_steps
     shares = devices.world_size() * devices.mesh_size(device)
     if count % (shares * parts):

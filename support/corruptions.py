@@ -223,7 +223,8 @@ def corrupt(images: Tensor, name: str, severity: int, generator: Generator | Non
 def perturb(images: Tensor, name: str, generator: Generator | None = None) -> Iterator[Tensor]:
     """The frames of one of CIFAR-10-P's PERTURBATIONS: (N, 3, S, S) uint8 each, as `images`.
 
-    Sequences of noise and of zoom blur begin with the clean image; the others pass through it.
+    Sequences of noise and of zoom blur begin with the clean image; the others pass through it, but
+    for motion blur, whose every frame is blurred.
     """
     x, total = images.float() / 255, 0
     for frame in range(PERTURBATIONS[name]):

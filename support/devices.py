@@ -31,7 +31,7 @@ from support import InputError, cli
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how to compute; it affects at most the last digits of a result"""
+    """Where and how to compute; other devices draw other dropout and round differently"""
 
     device: Literal["auto", "cpu", "cuda", "mps", "xla"] = "auto"  # xla also drives TPUs
     workers: cli.Workers = 2  # processes that decode images
@@ -39,9 +39,11 @@ class Machine:
     checkpoint_blocks: bool = False  # recompute activations instead of keeping them: less memory
     megapixels: cli.Positive = 180.0  # of the largest image that is read: a larger one is an error
 
-    def chosen(self) -> "Machine":
-        """This machine with its device found; sets Pillow's limit, too."""
+    def __post_init__(self) -> None:
         Image.MAX_IMAGE_PIXELS = int(self.megapixels * 1e6 / 2)  # it warns here, refuses twice that
+
+    def chosen(self) -> "Machine":
+        """This machine with its device found."""
         return replace(self, device=choose(self.device))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from support import InputError, devices
@@ -29,12 +30,14 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         temporary.unlink(missing_ok=True)
-        # torch.save raises other errors on top of a full disk's OSError.
-        while error.__context__ and not isinstance(error, OSError):
-            error = error.__context__
-        raise InputError(f"{path}: not written ({error}); make room or choose another place"
+        cause = error  # torch.save raises a RuntimeError on top of a full disk's OSError
+        while isinstance(cause, RuntimeError) and cause.__context__:
+            cause = cause.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"{path}: not written ({cause}); make room or choose another place"
                          ) from None
 
 
@@ -42,6 +45,14 @@ def write_json(path: str | Path, contents: dict) -> None:
     """Write a dict as a JSON file, as `write_atomically` does."""
     text = json.dumps(contents, indent=1).encode()
     write_atomically(path, lambda file: file.write(text))
+
+
+def read_json(path: Path) -> dict:
+    """The contents of a JSON file, which exists; InputError if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{path} is damaged: remove it, or choose another output") from None
 
 
 def write_rows(path: Path, rows: np.ndarray, first: int, total: int) -> None:
@@ -79,8 +90,8 @@ def digest(*parts: bytes | str | Sequence[str] | np.ndarray | Tensor) -> str:
             for first in range(0, len(part), 2**16):
                 hashed.update(os.fsencode("\n".join(part[first: first + 2**16]) + "\n"))
             continue
-        if isinstance(part, Tensor):
-            part = part.cpu().numpy()
+        if isinstance(part, Tensor):  # numpy has no bfloat16
+            part = (part.float() if part.dtype == torch.bfloat16 else part).cpu().numpy()
         named = isinstance(part, str | bytes)
         hashed.update(os.fsencode(part) if named else np.ascontiguousarray(part))
     return hashed.hexdigest()
@@ -111,14 +122,15 @@ def require_same(path: str | Path, found: dict, wanted: dict) -> None:
 
 def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> Path:
     """InputError, before any work, if `out` cannot be written, or lies in one of these folders of
-    images (None: no folder), of which it would become a part. Returns the nearest of its
-    parents that exists.
+    images (None: no folder), of which it would become a part. Returns `out`, if it is a
+    folder that exists, or the nearest of its parents that exists.
     """
     for folder in folders:
         if folder and Path(out).resolve().is_relative_to(Path(folder).resolve()):
             raise InputError(f"{out} lies in {folder} and would become a part of it: choose an "
                              "output elsewhere")
-    existing = next(path for path in Path(out).absolute().parents if path.exists())
+    place = Path(out).absolute()
+    existing = next(path for path in [place] * place.is_dir() + [*place.parents] if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -185,10 +197,6 @@ def claim(folder: Path, settings: dict, **about: dict) -> Iterator[None]:
         if devices.rank() == 0:
             if not path.exists():
                 write_json(path, settings | about)
-            try:
-                require_same(path, json.loads(path.read_text()), settings)
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                raise InputError(f"{path} is damaged: remove it, or choose another output"
-                                 ) from None
+            require_same(path, read_json(path), settings)
         devices.wait_for_all()
         yield

@@ -54,8 +54,9 @@ def list_images(folder: str | Path) -> list[str]:
     def is_image(file: str) -> bool:
         if file.lower().endswith(SUFFIXES):
             return True  # an image, or a broken one
-        with contextlib.suppress(Exception), Image.open(file, formats=FORMATS):
-            return os.path.isfile(file)
+        if os.path.isfile(file):  # a pipe would keep Pillow waiting for ever
+            with contextlib.suppress(Exception), Image.open(file, formats=FORMATS):
+                return True
         return False
 
     found = list(walk(folder))

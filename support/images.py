@@ -95,6 +95,11 @@ def _size(file: str) -> int:
     return 0
 
 
+def identify(pool: ImageSet) -> dict:
+    """What tells one pool from another: a hash of its images, or file names, and its classes."""
+    return {"pool": digest(pool), "classes": list(pool.classes)}
+
+
 def digests(splits: Splits) -> dict[str, str]:
     """Hashes that tell the images of one loop from those of another, whatever their paths."""
     return {f"{name} images": digest(getattr(splits, name))

@@ -121,7 +121,7 @@ def average(maps: Tensor) -> Tensor:
 
 def recompute(block: nn.Module, images: Tensor, noised: Tensor | None) -> Tensor:
     """block(images, noised), whose activations are not kept but computed again when needed."""
-    # A compiled network leaves the statistics alone by itself.
+    # In one process a compiled network leaves the statistics alone by itself.
     options = {} if torch.compiler.is_compiling() else {"context_fn": partial(_twice, block)}
     return checkpoint(block, images, noised, use_reentrant=False, **options)
 

@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,6 @@ class Unfinished(Exception):
     """Other shards of this pool have not been labelled yet; the message names them."""
 
 
-def pool_settings(pool: ImageSet) -> dict:
-    """What tells one pool from another: its images (or file names), and its classes."""
-    return {"pool": images.digest(pool), "classes": list(pool.classes)}
-
-
 def _open(folder: str | Path, pool: ImageSet, settings: dict) -> tuple[dict, dict]:
     """labels.json and the arrays, memory-mapped; InputError if they are incomplete, broken,
     or of other settings. (Of the targets, perhaps millions, only a few thousand are checked.)
@@ -82,14 +78,14 @@ def _open(folder: str | Path, pool: ImageSet, settings: dict) -> tuple[dict, dic
         return facts | {"kind": made_with["kind"]}, arrays
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no complete pseudo labels ({error}): delete it and run "
                          "pseudo_label.py again") from None
 
 
 def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
     """The pseudo labels of a folder; InputError if incomplete, or of another pool or settings."""
-    wanted = pool_settings(pool) if settings is None or "pool" not in settings else {}
+    wanted = images.identify(pool) if settings is None or "pool" not in settings else {}
     facts, arrays = _open(folder, pool, wanted | (settings or {}))
     return PseudoLabels(pool.subset(torch.tensor(arrays["unique"])), **facts, **arrays)
 
@@ -115,17 +111,17 @@ class LabelStore:
         self.shard = tuple(map(int, match.groups())) if match else (0, 0)
         if self.shard[0] >= self.shard[1]:
             raise InputError(f"--shard {shard}: give I/N, a shard from 0/N to N-1/N")
-        self.settings = settings | pool_settings(pool) | {"images_of": None}
+        self.settings = settings | images.identify(pool) | {"images_of": None}
         self.source = images_of and Path(images_of)
         if images_of:
-            earlier = _open(self.source, pool, pool_settings(pool))[0]["settings"]
+            earlier = _open(self.source, pool, images.identify(pool))[0]["settings"]
             self.settings |= {key: earlier[key] for key in SELECTION}
             self.settings["images_of"] = earlier["teacher"]
         if self.complete():
             return
         begun = self.folder / "progress" / "settings.json"
         try:
-            files.require_same(begun, json.loads(begun.read_text()), self.settings)
+            files.require_same(begun, files.read_json(begun), self.settings)
         except OSError:  # nothing was begun, or another shard has just completed it
             if devices.rank() == 0 and not self.complete():
                 files.make_folder(begun.parent)
@@ -138,14 +134,16 @@ class LabelStore:
         """Whether everything is there; another shard may complete it at any time."""
         return (self.folder / "labels.json").exists()
 
-    def _write(self, name: str, contents: dict | np.ndarray) -> None:
-        """Write a JSON or .npy file, whole or not at all; several shards may write the same one."""
+    def _write(self, name: str, contents: dict | np.ndarray | Callable) -> None:
+        """Write a JSON, .npy or other file, whole or not at all; several shards may do it at once.
+        """
         path = self.folder / name
         own = path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}")
         if isinstance(contents, dict):
             files.write_json(own, contents)
         else:
-            files.write_atomically(own, lambda file: np.save(file, contents))
+            write = contents if callable(contents) else partial(np.save, arr=contents)
+            files.write_atomically(own, write)
         os.replace(own, path)
 
     def load(self, name: str) -> np.ndarray:
@@ -225,11 +223,13 @@ class LabelStore:
         """How many images each step kept, in all and by class, and how many labels are right."""
         confidence, guess, unique, balanced, label = map(
             self.load, ("confidence", "class", "unique", "balanced", "target_class"))
-        predictions.list_labels(self.folder / "labels.csv", self.pool, unique, balanced, label,
-                                confidence)
+        if self.pool.files:
+            self._write("labels.csv", lambda file: predictions.list_labels(
+                file, self.pool, unique, balanced, label, confidence))
         usable = confidence > 0  # zero: a file that cannot be read, or a held-out image
+        chosen = label if self.source else guess[unique]  # selected by another teacher's guess?
         kept = {"pool": guess[usable], "confident": guess[confidence > self.settings["threshold"]],
-                "unique": guess[unique], "balanced": guess[unique[balanced]]}
+                "unique": chosen, "balanced": chosen[balanced]}
         counts = {name: len(classes) for name, classes in kept.items()}
         classes, truth = self.pool.classes, self.pool.labels.numpy()
         per_class = {name: np.bincount(numbers, minlength=len(classes)).tolist()

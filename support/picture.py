@@ -17,7 +17,11 @@ from support.label_store import PseudoLabels
 def curves(log: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """The figures that each training logged: name -> figure -> (step, value) pairs."""
     found = {}
-    for line in map(json.loads, log.read_text().splitlines()):
+    for text in log.read_text().splitlines() if log.exists() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # a line that a crash has cut off
+            continue
         if "step" in line:
             for key in line.keys() - {"name", "step"}:
                 pairs = found.setdefault(line["name"], {}).setdefault(key, [])
@@ -116,15 +120,15 @@ def _draw_bars(axes, names: list[str], heights: dict[str, list[float]]) -> None:
 def _draw_curves(accuracy, loss, names: list[str], logged: dict) -> None:
     """Validation accuracy and the training losses against the step."""
     for number, name in enumerate(names):
-        color, alone = f"C{number}", logged.get(f"{name}, labels only", {})
+        own, alone = (logged.get(key, {}) for key in (name, f"{name}, labels only"))
         for axes, key, style, label, found in (
-                (accuracy, "val_top1", "-", name, logged[name]),
+                (accuracy, "val_top1", "-", name, own),
                 (accuracy, "val_top1", ":", f"{name}, labels only", alone),
-                (loss, "loss_labeled", "-", f"{name}, labelled images", logged[name]),
-                (loss, "loss_unlabeled", "--", f"{name}, unlabelled images", logged[name])):
+                (loss, "loss_labeled", "-", f"{name}, labelled images", own),
+                (loss, "loss_unlabeled", "--", f"{name}, unlabelled images", own)):
             if pairs := [(step, value) for step, value in found.get(key, ()) if value is not None]:
-                axes.plot(*zip(*pairs, strict=True), style, color=color, label=label, alpha=0.8,
-                          marker="." if axes is accuracy else "")
+                axes.plot(*zip(*pairs, strict=True), style, color=f"C{number}", label=label,
+                          alpha=0.8, marker="." if axes is accuracy else "")
     accuracy.set(title="Validation accuracy of the average", xlabel="step", ylabel="top-1 (%)")
     loss.set(title="Training losses (section 4.1)", xlabel="step", ylabel="cross entropy")
     for axes in (accuracy, loss):

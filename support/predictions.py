@@ -5,7 +5,6 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -65,22 +64,16 @@ def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Tensor], f
     print(f"{path}: {len(pool) - len(left_out):,} images")
 
 
-def list_labels(path: Path, pool: ImageSet, unique: np.ndarray, balanced: np.ndarray,
+def list_labels(file: BinaryIO, pool: ImageSet, unique: np.ndarray, balanced: np.ndarray,
                 label: np.ndarray, confidence: np.ndarray) -> None:
-    """Write a CSV file of the chosen images: file, class, the teacher's confidence, copies.
+    """Write a CSV file of the chosen images: file, class, confidence when chosen, copies.
 
-    Of more than FOR_THE_EYE only every n-th is listed. Images without files: nothing is written.
+    Of more than FOR_THE_EYE only every n-th is listed.
     """
-    if not pool.files:
-        return
     step = -(-len(unique) // FOR_THE_EYE)
     copies = np.bincount(balanced, minlength=len(unique))
-
-    def fill(file: BinaryIO) -> None:
-        with _table(file, ["file", "class", "confidence", "copies"]) as writer:
-            for row in range(0, len(unique), step):
-                place = unique[row]
-                writer.writerow([pool.files[place], pool.classes[label[row]],
-                                 f"{confidence[place]:.4f}", copies[row]])
-
-    files.write_atomically(path, fill)
+    with _table(file, ["file", "class", "confidence", "copies"]) as writer:
+        for row in range(0, len(unique), step):
+            place = unique[row]
+            writer.writerow([pool.files[place], pool.classes[label[row]],
+                             f"{confidence[place]:.4f}", copies[row]])

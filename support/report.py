@@ -1,4 +1,4 @@
-"""The report of a loop: its images at the start; at the end two tables and report.png.
+"""The report of a loop: its images at the start; at the end tables and report.png.
 
 The first table is the method's: what became of the pool, and the accuracy of each generation. The
 second is the paper's table 1 without ImageNet-A and with the attacks of section 3.4, on images made
@@ -111,9 +111,9 @@ def class_table(report: dict) -> str:
 
 
 def time_table(report: dict) -> str:
-    """Minutes by stage."""
-    return align([["training", "minutes"], *(
-        [name, seconds / 60] for name, seconds in report.get("seconds", {}).items())])
+    """Minutes by stage; empty where the log is lost."""
+    lines = [[name, seconds / 60] for name, seconds in report.get("seconds", {}).items()]
+    return align([["training", "minutes"], *lines]) if lines else ""
 
 
 def robustness_table(report: dict) -> str:

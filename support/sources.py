@@ -82,7 +82,10 @@ def read_published(source: Source, image_size: int, seed: int, workers: int = 0)
     edition = {"size": f"{native}px"} if name == "imagenette" else {}
     try:
         found = [reader(str(root), part, download=True, **edition) for part in parts]
-    except (OSError, RuntimeError, ImportError) as error:  # no network, damaged, no SciPy, ...
+    except ImportError as error:  # SciPy, to read SVHN
+        raise InputError(f"{name} needs a package: pip install {error.name}; the same command then "
+                         "goes on") from error
+    except (OSError, RuntimeError) as error:  # no network, damaged, ...
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: neither found in {root} nor downloaded ({reason}); "
                          "put it there or connect this machine to the network") from error
@@ -150,7 +153,8 @@ def choose(source: Source, plan: str, config, machine: devices.Machine, out: Pat
     cannot be written or lies among the images.
     """
     image_size, workers = config.image_size, machine.workers
-    files.require_place(out, [source.labeled, source.unlabeled, source.test, source.val])
+    files.require_place(out, [source.labeled, source.unlabeled, source.test, source.val,
+                              source.train])
     given = {name: value for name, value in vars(source).items() if value != getattr(Source, name)}
     kind = next((name for name in READS if name in given), "demo")
     if unread := sorted(set(given) - {kind, *READS[kind]}):
@@ -219,6 +223,11 @@ def read_unlabeled(flags, how: dict, classes: tuple[str, ...],
     given = how | {name: value for name, value in vars(flags).items() if value}
     if not flags.out and not flags.csv:
         raise InputError("give --out DIR for pseudo labels, or --csv FILE for predictions")
+    if flags.csv and Path(flags.csv).is_dir():
+        raise InputError(f"--csv {flags.csv} is a folder: give a file in it")
+    if flags.shard and devices.world_size() > 1:
+        raise InputError("--shard is for processes without torchrun, whose processes share the "
+                         "pool by themselves: leave it out")
     if flags.csv:
         without, wrong = "--csv", given.keys() - {"teacher", "unlabeled", "csv", "top"}
     else:

@@ -378,6 +378,21 @@ def test_a_batch_holds_as_many_whole_sequences_as_its_size_allows(tmp_path):
         assert numbers == [number for number in range(5) for _ in range(sum(sizes) // 5)]
 
 
+@pytest.mark.parametrize(("suite", "part", "frames"), [
+    ("cifar10-c", "fog/1", 1), ("cifar10-p", "tilt", 31)])
+def test_cifars_images_have_the_size_the_network_was_trained_at(tmp_path, suite, part, frames):
+    shape = (10, 32, 32, 3) if frames == 1 else (10, frames, 32, 32, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    np.save(tmp_path / f"{part.split('/')[0]}.npy", pixels)
+    np.save(tmp_path / "labels.npy", np.arange(10, dtype=np.uint8))
+    source = archives.TestSet(suite, str(tmp_path), "", image_size=48)
+    seen, _ = next(source.read(part))
+    first = pixels.reshape(-1, 32, 32, 3)[0]
+    expected = Image.fromarray(first).resize((48, 48), Image.Resampling.BICUBIC)
+    assert seen.shape[1:] == (3, 48, 48) and len(seen) % frames == 0
+    assert np.array_equal(seen[0].permute(1, 2, 0), np.asarray(expected))
+
+
 def folder_of_ten(root, checkpoints, wrong=()):
     """One image a class for cifar.pt, filed as the network sees it, but for those in `wrong`."""
     checkpoint = Checkpoint.load(checkpoints / "cifar.pt")

@@ -268,7 +268,7 @@ def test_one_host_of_many_is_refused_before_anything_is_written(monkeypatch):
 def test_the_largest_image_that_is_read_is_a_flag(monkeypatch, tmp_path):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     Image.new("RGB", (50, 50)).save(tmp_path / "a.png")
-    devices.Machine("cpu", megapixels=0.002).chosen()
+    devices.Machine("cpu", megapixels=0.002)
     with pytest.raises(InputError, match="a.png: more pixels than --megapixels allows; raise it"):
         images.read_image(str(tmp_path / "a.png"))
     machine = devices.Machine("cpu", megapixels=0.003).chosen()

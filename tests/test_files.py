@@ -41,6 +41,17 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file_and_no_other(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("error", [InputError("broken.jpg"), RuntimeError("a worker was killed")])
+def test_what_goes_wrong_while_the_contents_are_made_is_no_full_disk(tmp_path, error):
+    def fail(file):
+        file.write(b"a half")
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        files.write_atomically(tmp_path / "file", fail)
+    assert not list(tmp_path.iterdir())
+
+
 # ---- Contents ----
 
 
@@ -237,3 +248,20 @@ def test_a_place_that_cannot_be_claimed_stays_as_it_is(tmp_path):
         with pytest.raises(InputError, match=complaint), files.claim(place, {"seed": 1}):
             raise AssertionError("claimed")
         assert kept.read_text() == "{"
+
+
+def test_a_digest_takes_weights_in_bfloat16():
+    weights = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
+    assert files.digest(weights) == files.digest(weights.float())
+
+
+def test_a_damaged_json_file_is_one_clear_line(tmp_path):
+    (tmp_path / "settings.json").write_bytes(b"")
+    with pytest.raises(InputError, match="settings.json is damaged: remove it"):
+        files.read_json(tmp_path / "settings.json")
+
+
+def test_the_place_of_an_output_is_itself_or_its_nearest_parent(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert files.require_place(tmp_path / "out", []) == tmp_path / "out"
+    assert files.require_place(tmp_path / "out" / "new" / "a.pt", []) == tmp_path / "out"

@@ -125,6 +125,37 @@ def test_rows_that_are_no_whole_numbers_are_refused(teacher, pool, tmp_path):
         label_store.read(tmp_path, pool)
 
 
+def test_labels_that_were_begun_and_damaged_are_one_clear_line(teacher, pool, tmp_path):
+    with pytest.raises(Unfinished):
+        label(teacher, pool, tmp_path / "labels", shard="1/2", batch_size=20)
+    (tmp_path / "labels" / "progress" / "settings.json").write_bytes(b"")
+    with pytest.raises(InputError, match="settings.json is damaged: remove it"):
+        label(teacher, pool, tmp_path / "labels", batch_size=20)
+
+
+def test_an_empty_array_is_one_clear_line(teacher, pool, tmp_path):
+    label(teacher, pool, tmp_path)
+    (tmp_path / "unique.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="holds no complete pseudo labels"):
+        label_store.read(tmp_path, pool)
+
+
+def test_shards_that_end_together_write_the_list_for_people_under_names_of_their_own(
+        teacher, pool, tmp_path, monkeypatch):
+    names, real = [], label_store.predictions.list_labels
+
+    def list_labels(file, *arguments):
+        names.append(file.name)
+        real(file, *arguments)
+
+    monkeypatch.setattr(label_store.predictions, "list_labels", list_labels)
+    of_files = dataclasses.replace(pool, files=[f"{number}.png" for number in range(len(pool))])
+    label(teacher, of_files, tmp_path)
+    assert str(os.getpid()) in names[0] and len(names) == 1
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) > 2
+    assert [path.name for path in tmp_path.iterdir() if str(os.getpid()) in path.name] == []
+
+
 def test_the_same_shard_twice_at_once_is_refused_and_another_one_is_not(tmp_path):
     pool, tried = small_pool(), []
 

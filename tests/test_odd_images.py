@@ -1,6 +1,7 @@
 """Images as people have them are read rightly, and by every command that reads images."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -160,3 +161,9 @@ def test_thumbnails_of_the_system_are_no_images_and_no_classes(tmp_path, system)
     found = folders.list_classes(tmp_path)
     assert found.classes == ("a", "b") and len(found) == 2 * KINDS
     assert len(list(folders.walk(tmp_path))) == 2 * KINDS
+
+
+def test_a_pipe_among_the_images_is_left_out_and_waited_for_by_nobody(tmp_path, capsys):
+    write_odd_images(tmp_path, 1)
+    os.mkfifo(tmp_path / "pipe")
+    assert len(folders.list_images(tmp_path)) == KINDS

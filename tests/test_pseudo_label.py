@@ -324,6 +324,8 @@ def test_a_better_teacher_labels_the_images_of_earlier_labels_again(network, poo
     truth = pool.labels[torch.tensor(labels.unique)]
     right = (probabilities.argmax(1) == truth)[truth >= 0]
     assert labels.top1 == pytest.approx(100 * right.double().mean().item()) != earlier.top1
+    counts = probabilities.argmax(1).bincount(minlength=len(pool.classes)).tolist()
+    assert labels.per_class["unique"] == counts != earlier.per_class["unique"]
     with pytest.raises(InputError, match="images_of"):
         label(teacher, pool, tmp_path / "labels")
 

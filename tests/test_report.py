@@ -192,6 +192,15 @@ def test_curves_are_what_the_log_holds(run):
     assert "loss_unlabeled" not in found["teacher"]
 
 
+def test_a_log_that_is_cut_off_or_lost_costs_curves_and_minutes_alone(run, tmp_path):
+    text = (run / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(text[:-5])
+    found, whole = picture.curves(tmp_path / "log.jsonl"), picture.curves(run / "log.jsonl")
+    assert found["teacher"] == whole["teacher"] and found != whole
+    assert picture.curves(tmp_path / "lost.jsonl") == {}
+    assert report.time_table({"seconds": {}}) == ""
+
+
 def test_examples_are_corrupted_test_images_that_the_student_alone_gets_right():
     test = datasets.demo(0, labels_per_class=1, unlabeled=20, test_per_class=40).test
     mean = test.pixels.float().mean((1, 2, 3))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from support import InputError, archives, scores
+from support import InputError, archives, devices, scores
 
 
 @pytest.fixture
@@ -73,3 +73,11 @@ def test_a_score_counts_all_frames_and_has_what_is_defined():
     assert scores.score(source, "shot_noise", ranked, labels, rate)["flip_rate"][2]
     source, labels = archives.TestSet("fgsm", "", ""), torch.tensor([-1] * 62)
     assert scores.score(source, "4", ranked, labels, rate) == {"images": 62}
+
+
+def test_the_first_process_alone_sums_up(kept, monkeypatch, capsys):
+    kept({}, ["all"])
+    before = kept.path.read_text()
+    monkeypatch.setattr(devices, "rank", lambda: 1)
+    scores.summarize(kept.path, "imagenet", None, None)
+    assert kept.path.read_text() == before and not capsys.readouterr().out

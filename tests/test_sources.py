@@ -193,6 +193,15 @@ def test_svhn_takes_all_labels_and_its_extra_images_are_the_pool(stand_in, tmp_p
     assert splits.labeled.classes == tuple("0123456789")
 
 
+def test_svhn_without_scipy_says_which_package_it_needs(stand_in, tmp_path):
+    def fail(*arguments, **options):
+        raise ImportError("No module named 'scipy'", name="scipy")
+
+    stand_in("svhn", "SVHN", fail)
+    with pytest.raises(InputError, match="svhn needs a package: pip install scipy; the same"):
+        published("svhn", tmp_path, 2, 1)
+
+
 def test_stl10_pool_has_unknown_labels_and_the_left_over_training_images(stand_in, tmp_path):
     stand_in("stl10", "STL10", fake_arrays(False, 96, "labels", 2, ["cat", "dog"]))
     splits = published("stl10", tmp_path, 4, 1, image_size=32)
@@ -213,7 +222,7 @@ def test_imagenette_is_read_from_its_folders(stand_in, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [urllib.error.URLError("no route"), RuntimeError("bad\nfile"), ImportError("scipy")]
+    "error", [urllib.error.URLError("no route"), RuntimeError("bad\nfile")]
 )
 def test_published_set_without_data_or_network_is_one_clear_line(error, stand_in, tmp_path):
     def fail(*_, **__):
@@ -263,16 +272,16 @@ def test_the_median_image_of_a_folder_tells_the_plan(side, expected, tmp_path):
 # ---- The images of one training ----
 
 
-def training_flags(own, **changes):
+def read_training(own, **changes):
     flags = {"labeled": own.labeled, "val": None, "unlabeled": None, "pseudo_label_dir": None,
              "pseudo_labels": None, "fixed_resolution": None, "start_from": None, "out": "a.pt"}
-    return SimpleNamespace(**flags | changes)
+    return sources.read_training(SimpleNamespace(**flags | changes), 8)
 
 
 def test_a_training_reads_labeled_and_validation_images(own):
-    labeled, validation, pseudo = sources.read_training(training_flags(own), 8)
+    labeled, validation, pseudo = read_training(own)
     assert (len(labeled), validation, pseudo) == (20, None, None)
-    _, validation, _ = sources.read_training(training_flags(own, val=own.test), 8)
+    _, validation, _ = read_training(own, val=own.test)
     assert validation.labels.tolist() == [0, 0, 1, 1] and validation.classes == labeled.classes
 
 
@@ -285,12 +294,12 @@ def test_a_pool_and_its_pseudo_labels_come_together(changes, expected, own):
     if changes.get("unlabeled") == "pool":
         changes = changes | {"unlabeled": own.unlabeled}
     with pytest.raises(InputError, match=f"^{expected}"):
-        sources.read_training(training_flags(own, **changes), 8)
+        read_training(own, **changes)
 
 
 def test_labeled_images_are_not_validation_images_too(own):
     with pytest.raises(InputError, match="every validation image is also a labelled one"):
-        sources.read_training(training_flags(own, val=own.labeled + "/../labeled/"), 8)
+        read_training(own, val=own.labeled + "/../labeled/")
 
 
 # ---- From the command line of the loop ----

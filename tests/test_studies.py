@@ -16,7 +16,7 @@ import iterate
 from iterate import Generation
 from model import Checkpoint
 from pseudo_label import Labelling
-from support import InputError, datasets, images
+from support import InputError, datasets, files, images
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from results import measure, studies, verdicts
@@ -296,11 +296,18 @@ def test_one_study_is_measured_and_continued(command, tmp_path):
 def test_a_seed_begins_anew_on_another_processor_unless_it_is_complete(command, capsys):
     command("finding-3")
     assert command("finding-3", here="other")["0"]["processor"] == "some" and not command.seen
-    found = command("finding-6", here="other")["0"]
+    with pytest.raises(InputError, match="measured on some with .*: give another --results"):
+        command("finding-6", here="other")  # finding-3 would be lost
+    found = command("finding-3", "finding-6", here="other")["0"]
     assert found["processor"] == "other"
     assert "seed 0 was measured on some with torch " in capsys.readouterr().out
-    assert len(command.seen) == 3  # with the teacher: its checkpoint is of the other processor
-    assert not {run.key for run in STUDIES["finding-3"].runs.values()} & found["runs"].keys()
+    assert len(command.seen) == len(found["runs"]) == 7  # all of them
+
+
+def test_two_processes_at_one_results_file_are_refused(command, tmp_path):
+    with files.lock(tmp_path, tmp_path / "studies.json.lock"):
+        with pytest.raises(InputError, match="another process is at this run"):
+            command("finding-3")
 
 
 def test_an_unknown_study_is_refused(command):

@@ -492,6 +492,8 @@ def test_resolution_fix_is_a_short_clean_fine_tuning_of_the_deep_layers():
     images = torch.randint(0, 256, (4, 3, 80, 80), dtype=torch.uint8)
     assert torch.equal(train.noise(make_batch(images, 4), config, 0), images)  # unaugmented
     assert config.unlabeled_ratio == 0 and config.frozen_stages == 5
+    fewer = dataclasses.replace(config, frozen_stages=3)
+    assert train.resolution_fix(fewer, 800).frozen_stages == 3
 
 
 def test_resolution_fix_leaves_the_shallow_layers_as_they_were(splits, tmp_path):
