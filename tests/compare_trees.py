@@ -41,8 +41,8 @@ STUDENT = "--unlabeled {images}/pool --pseudo-label-dir {out}/labels --out {out}
 LABEL = "pseudo_label.py --device cpu --out {out}/labels --unlabeled {images}/pool "
 HELD_OUT = "--held-out {images}/val {images}/test --threshold 0.3 "
 FLAGS = ("--no-joint", "--from-teacher", "--noised-teacher", "--fixed-resolution 128", "--no-noise",
-         "--pseudo-labels hard", "--no-filter --no-balance", "--accumulation-steps 2",
-         "--checkpoint-blocks", "--optimizer sgd --normalization official --no-filter",
+         "--pseudo-labels hard", "--threshold 0 --no-balance", "--accumulation-steps 2",
+         "--checkpoint-blocks", "--optimizer sgd --normalization official --threshold 0",
          "--precision bfloat16 --normalization algorithm1 --no-augment-labeled --no-flip")
 
 CASES: dict[str, list[str]] = {
