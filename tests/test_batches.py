@@ -369,3 +369,15 @@ def test_labeled_and_pseudo_labeled_images_come_in_orders_of_their_own(splits):
     config = dataclasses.replace(TINY, batch_size=20, unlabeled_ratio=1, labeled_images=20)
     batch = next(batches.training(config, labeled, pseudo, None))
     assert not torch.equal(batch.images[:20], batch.images[20:])
+
+
+@pytest.mark.parametrize(("config", "machine", "processes", "said"), [
+    ({"unlabeled_ratio": 0}, {}, 1, "--unlabeled-ratio 0 leaves the pseudo labels out"),
+    ({}, {"compile": True, "checkpoint_blocks": True}, 2, "is for one process"),
+])
+def test_trainings_that_would_not_be_what_was_asked_for_are_refused(
+        splits, monkeypatch, config, machine, processes, said):
+    monkeypatch.setattr(devices, "world_size", lambda: processes)
+    with pytest.raises(InputError, match=said):
+        batches.check(dataclasses.replace(TINY, **config), splits.labeled,
+                      tiny.pseudo_labels(splits.unlabeled), devices.Machine("cpu", **machine))

@@ -302,6 +302,22 @@ def test_labeled_images_are_not_validation_images_too(own):
         read_training(own, val=own.labeled + "/../labeled/")
 
 
+# ---- The pool of one labelling ----
+
+
+@pytest.mark.parametrize(("changes", "processes", "said"), [
+    ({"csv": "test"}, 1, "test is a folder: give a file in it"),
+    ({"out": "labels", "shard": "0/2"}, 2, "--shard is for processes without torchrun"),
+])
+def test_a_labelling_that_could_not_end_well_is_refused(own, monkeypatch, changes, processes, said):
+    monkeypatch.chdir(Path(own.test).parent)
+    monkeypatch.setattr(devices, "world_size", lambda: processes)
+    flags = {"unlabeled": own.unlabeled, "out": None, "csv": None, "top": 1, "images_of": None,
+             "held_out": None, "shard": None}
+    with pytest.raises(InputError, match=said):
+        sources.read_unlabeled(SimpleNamespace(**flags | changes), {}, ("cat", "dog"), 0)
+
+
 # ---- From the command line of the loop ----
 
 
@@ -373,3 +389,10 @@ def test_more_labels_than_there_are_is_an_error(folders, capsys):
     assert run("--plan", "cifar10-cpu", "--train", folders / "labeled", "--test", folders / "test",
                "--labels-per-class", "6", "--val-per-class", "1", "--out", folders / "out") == 2
     assert "class bright: 6 labelled and 1 validation" in capsys.readouterr().err
+
+
+def test_a_run_among_the_images_that_are_split_is_refused(own, capsys):
+    flags = ["--train", own.labeled, "--test", own.test, "--labels-per-class", "2",
+             "--out", f"{own.labeled}/run", "--device", "cpu"]
+    assert cli.run(iterate.main, flags) == 2
+    assert "would become a part of it" in capsys.readouterr().err
