@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 import torch
 
@@ -28,7 +29,7 @@ from pseudo_label import Labelling
 from results.check_labels import read, shares
 from results.measure import processor, read_all
 from results.studies import BASE
-from results.summarize import spread, table
+from results.summarize import table
 from results.verdicts import in_words
 from support import InputError, cli, devices, files
 from support.images import ImageSet, Splits
@@ -105,16 +106,18 @@ def page(rows: list[dict], classes: int) -> str:
     lines = []
     for kept, trials in found.items():
         labels = [row["shares"] for row in trials.values() if "shares" in row]
+        unique, *parts = map(mean, zip(*labels, strict=True)) if labels else ["-"] * 4
+        tops = [row["val_top1"] for row in trials.values()]
         gains = [row["val_top1"] - found[ALL][trial]["val_top1"] for trial, row in trials.items()
                  if trial in found.get(ALL, {})]
         lines.append([
-            kept, *(map(spread, zip(*labels, strict=True)) if labels else ["-"] * 4),
-            spread([row["val_top1"] for row in trials.values()]),
-            ", ".join(f"{row['val_top1']:.1f}" for row in trials.values()),
+            kept, f"{unique:,.0f}" if labels else "-",
+            *(f"{part:.1f}" if labels else "-" for part in parts), f"{mean(tops):.1f}",
+            ", ".join(f"{top:.1f}" for top in tops),
             in_words(gains) if gains and kept != ALL else "-"])
-    return table([f"{classes} classes: kept", "unique", "of a class", "correct among these",
-                  "correct, with copies", "validation top-1", "by trial", "minus all, balanced"],
-                 lines)
+    return table([f"{classes} classes: kept", "unique", "of a class, %",
+                  "correct among these, %", "correct, with copies, %", "validation top-1",
+                  "by trial", "minus all, balanced"], lines)
 
 
 @dataclass(frozen=True)
