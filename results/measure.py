@@ -8,16 +8,19 @@ import json
 import os
 import platform
 import re
+import threading
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import iterate
 import pseudo_label
@@ -172,7 +175,14 @@ def builds_on(run: Run, other: Run) -> bool:
 
 
 def _alone(output: Path) -> None:
-    """Let this process compute with one thread, and write its output to a file."""
+    """Let this process compute with one thread, write its output to a file, and end with the
+    process that started it: a killed command must not hold its runs' locks.
+    """
+    def end_too() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_too, daemon=True).start()
     torch.set_num_threads(1)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -183,8 +193,8 @@ def measure_all(waiting: dict[tuple, Run], processes: int, data: str, labels: in
                 robust: Container[str]) -> Iterator[tuple[int, Run, dict]]:
     """Measure runs, each after the one it builds on: seed, run and result of each as it is done.
 
-    One that fails, for example because no image of the pool is confident enough, is named and left
-    out, with those that build on it.
+    One that fails, for example because no image of the pool is confident enough, is named by its
+    checkpoint and left out, with those that build on it. InputError if a process was killed.
 
     waiting: by seed and key; robust: the keys of those that the quick suite measures.
     """
@@ -204,7 +214,11 @@ def measure_all(waiting: dict[tuple, Run], processes: int, data: str, labels: in
                 seed, run = running.pop(job)
                 try:
                     yield seed, run, job.result()
-                except (InputError, FloatingPointError) as error:
-                    print(f"seed {seed}: {' '.join(str(error).split())}; this run is left out")
+                except BrokenProcessPool:
+                    raise InputError("a training's process was killed, perhaps for want of memory: "
+                                     "the same command continues") from None
+                except Exception as error:
+                    said = " ".join(f"{type(error).__name__}: {error}".split())
+                    tqdm.write(f"{run.checkpoint(seed, folder).name}: {said}; it is left out")
                     waiting = {place: other for place, other in waiting.items()
                                if place[0] != seed or not builds_on(other, run)}

@@ -5,9 +5,10 @@
 
 A study is a claim of the paper, some runs, and the one contrast that decides on it; all three were
 written here before the first run. A run is a chain of generations, as in iterate.py, on one of the
-pools; runs of one seed share their teachers and start from the same weights, and only they are
-compared. studies.json holds what was measured: the same command goes on from there, and
-results/verdicts.py makes studies.md and studies.png from it alone.
+pools. Only runs of one seed are compared: they share their teachers, and their n-th generations
+start from the same weights if they have the same architecture. studies.json holds what was
+measured: the same command goes on from there, and results/verdicts.py makes studies.md and
+studies.png from it alone.
 
 DIR holds labeled, val and test with a folder for each class, pool, and pool-truth.csv, which says
 what the pool's images show: it serves to form pools of one origin, never to train.
@@ -27,7 +28,7 @@ import train
 from iterate import Generation
 from pseudo_label import Labelling
 from results import verdicts
-from results.measure import Run, measure_all, missing, processor, read_splits
+from results.measure import Run, measure_all, missing, processor, read_all, read_splits
 from results.verdicts import Contrast, Study
 from support import InputError, cli, files, images, plans
 
@@ -102,7 +103,8 @@ STUDIES = {
         "without noise on its unlabelled images the student is worse", "4.1, table 6, 130M",
         Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6(1)),
     "table-6-small": Study(
-        "the same holds with a small pool", "4.1, table 6, 1.3M",
+        "the same holds with a small pool (the paper has no RandAugment there; here as above)",
+        "4.1, table 6, 1.3M",
         Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6(8)),
     "table-6-teacher": Study(
         "a noised teacher's labels are worse", "4.1, table 6, 130M",
@@ -115,7 +117,8 @@ STUDIES = {
         "each iteration improves on the one before", "4.2, table 7",
         Contrast("iteration 2", "iteration 1"), ITERATIONS),
     "table-7-longer": Study(
-        "and not only because it trains longer", "4.2, table 7",
+        "and not only because it trains longer (a control, not a claim of the paper)",
+        "4.2, table 7",
         Contrast("iteration 3", "iteration 1, three times the steps"), ITERATIONS),
     "figure-2": Study(
         "with equal teacher and student the method helps small and large networks (here: on the "
@@ -132,8 +135,9 @@ STUDIES = {
         "much unlabelled data is needed", "4.3, finding 2", Contrast("all of the pool", "1/16"),
         {f"1/{parts}": of_share(parts) for parts in (16, 8, 4, 2)} | {"all of the pool": NOISY}),
     "finding-3": Study(
-        "soft labels are better than hard ones on images of other classes", "4.3, finding 3",
-        Contrast("soft, out of domain", "hard, out of domain"),
+        "soft labels are better than hard ones on images of other classes, in certain cases",
+        "4.3, finding 3",
+        Contrast("soft, out of domain", "hard, out of domain", sometimes=True),
         # Without the filter, which would spare hard labels the images that they fit least.
         {f"{kind}, {pool.replace('-', ' ')}": chain(
             student(labels={"kind": kind, "threshold": 0.0}), pool=pool)
@@ -158,7 +162,8 @@ STUDIES = {
         {f"ratio {ratio}": chain(student(unlabeled_ratio=ratio)) for ratio in (1, 3, 7, 14)}),
     "finding-8": Study(
         "training from scratch is sometimes better than from the teacher's weights",
-        "4.3, finding 8", Contrast("from scratch", "from the teacher"), FROM_TEACHER),
+        "4.3, finding 8", Contrast("from scratch", "from the teacher", sometimes=True),
+        FROM_TEACHER),
     "finding-8-short": Study(
         "and from the teacher's weights many epochs are needed, too", "4.3, finding 8",
         Contrast("from the teacher", "from the teacher, short"), FROM_TEACHER),
@@ -196,9 +201,11 @@ seeds, 500 images for validation, 1,000 for the test, and a pool of 8,000, of wh
 of the classes; all at {BASE.image_size} pixels. Unless a run says otherwise teacher and student are
 a {ARCH}, trained for {STEPS:,} steps of {BASE.batch_size} labelled images, a student's with
 {BASE.unlabeled_ratio} pseudo-labelled ones for each, from the {plans.TINY_LABELS["per_class"]}
-most confident of each class. The checkpoint is the best on validation; the test set is read once a
-run, after all choices. So few test images alone leave a standard error of 1.5 points in a figure,
-and less in a difference within a seed.
+most confident of each class. Only table 6 has one for each, as in the paper; a share of the pool
+has its share of the {plans.TINY_LABELS["per_class"]}; finding 3 has no threshold, finding 5 no
+limit for a class, the studies of thresholds one of 800. The checkpoint is the best on validation;
+the test set is read once a run, after all choices. So few test images alone leave a standard error
+of 1.5 points in a figure, and less in a difference within a seed.
 
     python results/studies.py --data DIR"""
 BAR = "{desc}: {percentage:.0f}% |{bar:30}| {elapsed}, {remaining} left"
@@ -226,12 +233,14 @@ def measure(flags: Flags) -> None:
     if unknown := [name for name in names if name not in STUDIES]:
         raise InputError(f"--only {unknown[0]}: choose from {', '.join(STUDIES)}")
     splits = read_splits(flags.data, flags.labels, BASE.image_size)
-    here, contents = {"processor": processor(), "torch": torch.__version__}, images.digests(splits)
+    here = {"processor": processor(), "torch": torch.__version__}
+    contents = images.digests(read_all(flags.data, BASE.image_size)) | {"labels": flags.labels}
     known = json.loads(file.read_text()) if file.exists() else {"images": contents, "seeds": {}}
     if known["images"] != contents:
-        raise InputError(f"{file} was measured on other images: give another --results")
-    # Checkpoints of another processor, which rounds differently, are not built on.
-    folder /= files.digest(*here.values())[:8]
+        raise InputError(f"{file} was measured on other images, or with another number of labels: "
+                         "give another --results")
+    # Not built on: checkpoints of other images, or of another processor, which rounds differently.
+    folder /= files.digest(*here.values(), json.dumps(contents))[:8]
     files.make_folder(folder)
     wanted = {run.key: run for name in names for run in STUDIES[name].runs.values()}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True,

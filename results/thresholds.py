@@ -8,7 +8,8 @@ way of keeping its labels a student learns from them, all with studies.py's netw
 The students are compared on validation; the test set is not read, as this chooses the plan.
 
 thresholds.jsonl holds what was measured: the same command, or several at once for other numbers of
-classes, goes on from there, and prints the tables. On another kind of processor all begins anew.
+classes, goes on from there, and prints the tables. On another kind of processor, or with other
+images, all begins anew.
 """
 
 import json
@@ -31,7 +32,7 @@ from results.measure import processor, read_all
 from results.studies import BASE
 from results.summarize import table
 from results.verdicts import in_words
-from support import InputError, cli, devices, files
+from support import InputError, cli, devices, files, images
 from support.images import ImageSet, Splits
 
 LABELS, STEPS = 20, 1_000  # labelled images of each class; steps of a training
@@ -137,11 +138,12 @@ def main(flags: Flags) -> None:
     whole, file = read_all(flags.data, BASE.image_size), Path(flags.results)
     classes_of = {Path(row["file"]).name: row["class"]
                   for row in read(Path(flags.data, "pool-truth.csv"))}
-    here = processor()
+    here = {"processor": processor(),
+            "images": files.digest(*images.digests(whole).values())[:16]}
 
     def measured() -> list[dict]:
         lines = file.read_text().splitlines() if file.exists() else []
-        return [row for row in map(json.loads, lines) if row["processor"] == here]
+        return [row for row in map(json.loads, lines) if here.items() <= row.items()]
 
     for classes in flags.classes or TRIALS:
         for trial in range(TRIALS[classes]):
@@ -150,9 +152,11 @@ def main(flags: Flags) -> None:
                      for name, found in classes_of.items()}
             known = {row["kept"] for row in measured()
                      if (row["classes"], row["trial"]) == (classes, trial)}
-            folder = Path(flags.runs, f"{files.digest(here)[:8]}-{classes}-{trial}")
+            if known >= {"teacher", *ways(classes)}:
+                continue
+            folder = Path(flags.runs, f"{files.digest(*here.values())[:8]}-{classes}-{trial}")
             for row in measure(splits, truth, trial, folder, known):
-                row |= {"classes": classes, "trial": trial, "processor": here}
+                row |= {"classes": classes, "trial": trial} | here
                 with open(file, "a") as lines:
                     lines.write(json.dumps(row) + "\n")
                 print(f"{classes} classes, trial {trial}: {row['kept']} {row['val_top1']:.2f}",

@@ -6,6 +6,7 @@ interval (Student's t).
     reproduced      the interval lies on the paper's side of zero; for two things that the paper
                     finds equally good, within BOUND points of it
     contradicted    it lies on the other side, or outside of these bounds
+    not seen here   the same for what the paper finds only in some cases
     not decided     anything else
 """
 
@@ -36,6 +37,7 @@ class Contrast:
     lower: str | tuple[str, ...]
     figure: str = "test_top1"  # a key of FIGURES
     null: bool = False  # the paper finds both equally good
+    sometimes: bool = False  # it finds the first higher in some cases: none contradicts that
 
     def __str__(self) -> str:
         names = (one if isinstance(one, str) else f"mean of {', '.join(one)}"
@@ -62,14 +64,14 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(differences), QUANTILES[min(count, 10) - 2] * error
 
 
-def verdict(differences: Sequence[float], null: bool = False) -> str:
+def verdict(differences: Sequence[float], null: bool = False, sometimes: bool = False) -> str:
     """The verdict in words, from the interval."""
     mean, half = interval(differences)
     low, high = mean - half, mean + half
     inside, outside = (low > 0, high < 0) if not null else (
         -BOUND <= low and high <= BOUND, low > BOUND or high < -BOUND)
     if inside or outside:
-        return "reproduced" if inside else "contradicted"
+        return "reproduced" if inside else "not seen here" if sometimes else "contradicted"
     return f"not decided by {len(differences)} seed{'s' * (len(differences) > 1)}"
 
 
@@ -98,6 +100,11 @@ def in_words(found: Sequence[float]) -> str:
     return f"{mean:+.2f}" + (f" [{mean - half:+.2f}, {mean + half:+.2f}]" if len(found) > 2 else "")
 
 
+def of_contrast(contrast: Contrast, found: Mapping[str, float]) -> str:
+    """The verdict on the contrast of a study."""
+    return verdict([*found.values()], contrast.null, contrast.sometimes)
+
+
 def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) -> str:
     """A study's part of the page: the claim, the contrast, and a table of its runs."""
     seeds = sorted({seed for values in rows.values() for seed in values}, key=int)
@@ -118,7 +125,7 @@ def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) 
         f"## {name}", f"The paper ({study.section}): {study.claim}.",
         table(["run", *(f"seed {seed}" for seed in seeds), "mean +- std", *columns], lines),
         f"{study.contrast}, {FIGURES[study.contrast.figure]}: {in_words([*found.values()])}; "
-        f"by seed {each}: **{verdict([*found.values()], study.contrast.null)}**."])
+        f"by seed {each}: **{of_contrast(study.contrast, found)}**."])
 
 
 def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
@@ -127,7 +134,7 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     for name, study in studies.items():
         rows = rows_of(study, known)
         if found := differences(study.contrast, rows):
-            words = verdict([*found.values()], study.contrast.null)
+            words = of_contrast(study.contrast, found)
             lines.append([study.section, study.claim, in_words([*found.values()]), words])
             decidable += len(found) > 2 and not study.contrast.null
             sections.append(section(name, study, rows, found))
@@ -144,8 +151,9 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
         "the 95 % confidence interval of its mean.",
         table(["paper", "claim", "here", "verdict"], lines),
         f"If nothing had any effect, chance alone would be expected to call {chance} claims of a "
-        "difference reproduced and as many contradicted. The seeds differ in all but the images "
-        "for validation and test, so the intervals do not cover the choice of these.",
+        "difference reproduced and as many contradicted. All seeds have the same images for "
+        "validation and test and, where a study takes all of it, the same pool: the intervals do "
+        "not cover the choice of these.",
         "![Each study's runs](studies.png)", *sections]) + "\n"
 
 
@@ -153,7 +161,7 @@ def draw(studies: Mapping[str, Study], known: Mapping, file: Path) -> None:
     """A panel for each study: the figure of each run by seed, and their mean."""
     shown = {name: rows for name, study in studies.items()
              if differences(study.contrast, rows := rows_of(study, known))}
-    high = -(-len(shown) // 3)
+    high = max(1, -(-len(shown) // 3))
     figure = Figure(figsize=(15, 2.3 * high), layout="constrained")
     panels = figure.subplots(high, 3, squeeze=False).flatten()
     for panel in panels[len(shown):]:

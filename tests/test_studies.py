@@ -1,10 +1,16 @@
 """The studies of results/studies.py, and how results/measure.py measures their runs."""
 
+import contextlib
 import csv
 import dataclasses
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +195,7 @@ def test_missing_runs_bring_the_teachers_whose_checkpoints_are_lost(tmp_path):
 class Executor:
     """In this process, in the order in which runs were submitted; those of `failing` fail."""
 
-    failing = ()
+    failing, error = (), InputError("no image is confident")
 
     def __init__(self, processes, *rest):
         self.processes, self.open, self.seen = processes, [], []
@@ -211,7 +217,7 @@ class Executor:
         assert set(running) == set(self.open)
         done, place = self.open.pop(0), self.seen[len(self.seen) - len(self.open) - 1]
         if place in self.failing:
-            done.set_exception(InputError("no image is confident"))
+            done.set_exception(self.error)
         else:
             done.set_result({"done": True})
         return type("Done", (), {"done": {done}})
@@ -227,15 +233,60 @@ def chain(monkeypatch):
     return [Run((TEACHER,)), Run((TEACHER, STUDENT)), Run((TEACHER, STUDENT, STUDENT))]
 
 
+@pytest.mark.parametrize("error", [InputError("no image is confident"), OSError("disk full")])
 def test_a_run_that_fails_is_left_out_with_those_that_build_on_it(
-        chain, monkeypatch, tmp_path, capsys):
+        chain, monkeypatch, tmp_path, capsys, error):
+    monkeypatch.setattr(Executor, "error", error)
     other = Run((TEACHER, dataclasses.replace(STUDENT, from_teacher=True)))
     monkeypatch.setattr(Executor, "failing", {(0, chain[1].key)})
     waiting = {(seed, run.key): run for seed in (0, 1) for run in (*chain, other)}
     done = [(seed, run) for seed, run, _ in measure.measure_all(waiting, 2, "", 2, tmp_path, ())]
     assert sorted((seed, run.key) for seed, run in done) == sorted(
         place for place in waiting if place not in ((0, chain[1].key), (0, chain[2].key)))
-    assert "seed 0: no image is confident; this run is left out" in capsys.readouterr().out
+    assert f"0-{chain[1].key}.pt: {type(error).__name__}: {error}; it is left out" in (
+        capsys.readouterr().out)
+
+
+def test_a_killed_process_ends_the_command_which_can_be_given_again(chain, monkeypatch, tmp_path):
+    monkeypatch.setattr(Executor, "failing", {(0, chain[0].key)})
+    monkeypatch.setattr(Executor, "error", BrokenProcessPool("a process died"))
+    with pytest.raises(InputError, match="was killed, .* the same command continues"):
+        [*measure.measure_all({(0, chain[0].key): chain[0]}, 2, "", 2, tmp_path, ())]
+
+
+def test_a_training_ends_with_the_command_that_started_it(tmp_path):
+    """A killed command leaves no process behind, which would keep the locks of its runs."""
+    script = tmp_path / "command.py"
+    script.write_text(f"""
+import os, signal, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+sys.path.insert(0, {str(Path(measure.__file__).resolve().parent.parent)!r})
+from results.measure import _alone
+
+def wait(place):
+    place.write_text(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    place = Path({str(tmp_path)!r}, "process")
+    with ProcessPoolExecutor(1, get_context("spawn"), _alone, (place.with_name("out"),)) as pool:
+        pool.submit(wait, place)
+        while not place.exists() or not place.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+""")
+    subprocess.run([sys.executable, script])
+    process = int((tmp_path / "process").read_text())
+    for _ in range(200):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, 0)
+            time.sleep(0.05)
+            continue
+        return
+    os.kill(process, signal.SIGKILL)
+    pytest.fail("the training's process outlived the command")
 
 
 def test_two_runs_at_once_each_after_the_one_before_it(chain, tmp_path):
@@ -258,7 +309,7 @@ def test_two_runs_at_once_each_after_the_one_before_it(chain, tmp_path):
 @pytest.fixture
 def command(monkeypatch, tmp_path, data):
     """studies.main with runs that cost nothing; what was measured is in `command.seen`."""
-    def main(*only, seeds=(0,), here="some"):
+    def main(*only, seeds=(0,), here="some", labels=2, results="studies.json"):
         def measure_all(waiting, processes, place, labels, folder, robust):
             for (seed, key), run in waiting.items():
                 run.checkpoint(seed, folder).touch()
@@ -271,9 +322,9 @@ def command(monkeypatch, tmp_path, data):
         main.seen = []
         monkeypatch.setattr(studies, "measure_all", measure_all)
         monkeypatch.setattr(studies, "processor", lambda: here)
-        studies.main(studies.Flags(data, 2, [*only], [*seeds], str(tmp_path / "runs"),
-                                   str(tmp_path / "studies.json")))
-        return json.loads((tmp_path / "studies.json").read_text())["seeds"]
+        studies.main(studies.Flags(data, labels, [*only], [*seeds], str(tmp_path / "runs"),
+                                   str(tmp_path / results)))
+        return json.loads((tmp_path / results).read_text())["seeds"]
     return main
 
 
@@ -318,5 +369,14 @@ def test_an_unknown_study_is_refused(command):
 def test_other_images_are_refused(command, tmp_path, monkeypatch):
     command("finding-6")
     monkeypatch.setattr(images, "digests", lambda splits: {"labeled": "other"})
-    with pytest.raises(InputError, match="was measured on other images: give another --results"):
+    with pytest.raises(InputError, match="was measured on other images, or with another number "
+                                         "of labels: give another --results"):
         command("finding-6")
+
+
+def test_a_teacher_of_another_number_of_labels_is_not_built_on(command):
+    first = command("finding-6")
+    with pytest.raises(InputError, match="another number of labels"):
+        command("finding-6", labels=1)
+    second = command("finding-6", labels=1, results="other.json")
+    assert SUPERVISED.key in first["0"]["runs"].keys() == second["0"]["runs"].keys()

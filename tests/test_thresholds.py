@@ -102,6 +102,9 @@ def test_what_is_measured_already_is_not_measured_again(tmp_path, monkeypatch, c
     monkeypatch.setattr(thresholds, "processor", lambda: "another")
     thresholds.main(flags)
     assert len(Path(flags.results).read_text().splitlines()) == 2 * len(rows)
+    monkeypatch.setattr(thresholds.images, "digests", lambda whole: {"pool": "other"})
+    thresholds.main(flags)
+    assert len(Path(flags.results).read_text().splitlines()) == 3 * len(rows)
 
 
 def test_an_unknown_number_of_classes_is_named():

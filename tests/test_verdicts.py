@@ -54,6 +54,12 @@ def test_a_verdict_needs_the_whole_interval(differences, null, expected):
     assert verdicts.verdict(differences, null) == expected
 
 
+def test_what_the_paper_finds_only_sometimes_is_not_contradicted_by_one_setting():
+    assert verdicts.verdict([-1.0, -2.0, -3.0, -4.0], sometimes=True) == "not seen here"
+    assert verdicts.verdict([1.0, 2.0, 3.0, 4.0], sometimes=True) == "reproduced"
+    assert verdicts.verdict([-1.0, 2.0, 3.0], sometimes=True) == "not decided by 3 seeds"
+
+
 def run(key):
     return SimpleNamespace(key=key)
 
@@ -116,3 +122,9 @@ def test_the_picture_has_a_panel_for_each_measured_study(known, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "studies.png").convert("L"))
     inked = (picture < 250).any(0)
     assert inked[: len(inked) // 3].any() and inked[-len(inked) // 3:].any()
+
+
+def test_a_picture_is_drawn_before_any_contrast_is_measured(tmp_path):
+    """As after an interruption in the first training."""
+    verdicts.draw(STUDIES, {"seeds": {"0": {"runs": {}}}}, tmp_path / "studies.png")
+    assert (tmp_path / "studies.png").exists()
