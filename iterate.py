@@ -188,7 +188,7 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
     machine, out = machine.chosen(), Path(flags.out or f"runs/{plan}")
     splits = sources.choose(source, plan, generations[0].config, machine, out)
     plans.check(generations, splits.labeled, machine, train.build_model, flags)
-    advice.before(splits, generations)
+    advice.before(splits, generations, flags.allow_chance)
     settings = plans.settings(generations, flags, images.digests(splits))
     with files.claim(out, settings, source=asdict(source)):
         report.describe_images(splits, plan, out, machine.device)

@@ -33,6 +33,7 @@ from support import InputError, cli, devices, files, label_store, predictions, r
 from support.images import ImageSet
 from support.label_store import PseudoLabels
 from support.ranking import ranked
+from support.weights import fingerprint
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     # paper: gives no strength; here: the teacher's RandAugment alone, no crops, flips or Cutout.
     noise = augment.RandAugment(*teacher.rand_augment) if how.noised_teacher else None
     settings = asdict(how) | {
-        "teacher": files.digest(*teacher.weights.values()), "rand_augment": teacher.rand_augment,
+        "teacher": fingerprint(teacher), "rand_augment": teacher.rand_augment,
         "image_size": teacher.image_size, "batch_size": batch_size, "seed": seed,
         "held_out": files.digest(*sorted(held_out or ()))}
     store = label_store.LabelStore(out, pool, settings, images_of, shard, progress)

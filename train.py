@@ -27,7 +27,7 @@ import augment
 import model
 from model import Checkpoint
 from pseudo_label import predict
-from support import InputError, batches, cli, devices, files, reading, runs, sources, weights
+from support import InputError, batches, cli, devices, reading, runs, sources, weights
 from support.batches import Batch, Chance
 from support.data_parallel import accumulate, distribute
 from support.images import ImageSet
@@ -139,7 +139,7 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     """
     # paper: does not name them; here: the stem and stages 1 to 5. The rest holds most parameters.
     # authors: the last rate (350 epochs, batch 2048: 0.0015); here: the same; cosine: peak / 10.
-    last = config.decay_rate ** (config.epochs // config.decay_epochs)
+    last = config.decay_rate ** (math.ceil(config.epochs / config.decay_epochs - 1e-9) - 1)
     rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
     return replace(
         config, image_size=image_size, epochs=1.5, evaluate_epochs=1.5, augment_labeled=False,
@@ -280,7 +280,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     every = {"log": log_steps, "save": checkpoint_steps or min(500, -(-config.total_steps // 20)),
              "evaluate": max(1, round(config.evaluate_epochs * config.steps_per_epoch))}
     settings = {"config": asdict(config), "classes": labeled.classes, "name": name,
-                "start": initial and files.digest(*initial.weights.values()),
+                "start": initial and weights.fingerprint(initial),
                 "images": batches.contents(labeled, validation, pseudo)}
     run = runs.Run(out, settings, config.total_steps, every=every, name=name, loop=loop)
     if run.finished:

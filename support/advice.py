@@ -22,9 +22,15 @@ def warn(notes: dict, text: str) -> None:
     images.say_once(f"Warning: {text}")
 
 
-def before(splits: Splits, generations: Sequence) -> None:
-    """Warn of faults known before the first step. generations: of iterate.Generation."""
+def before(splits: Splits, generations: Sequence, allowed: bool) -> None:
+    """Warn of faults known before the first step; unless `allowed`, InputError if validation images
+    are too few for `of_teacher`. generations: of iterate.Generation.
+    """
     classes, validation = len(splits.labeled.classes), len(splits.validation)
+    if tail(validation, validation, _chance(splits)) > SURE and not allowed:
+        raise InputError(f"with {validation} validation images even a teacher that has all of them "
+                         "right cannot be told from chance: give more of each class (--val, "
+                         "--val-per-class), or --allow-chance to go on all the same")
     if validation < FEW:
         warn(splits.notes, f"{validation} validation images choose the checkpoints and measure "
              f"progress: one of them is {100 / validation:.0f} points of accuracy; give more "
@@ -43,17 +49,21 @@ def tail(correct: int, count: int, chance: float) -> float:
     return guesses.log_prob(right).exp().sum().item()
 
 
+def _chance(splits: Splits) -> float:
+    """The share of validation images that are of their most frequent class."""
+    return splits.validation.labels.bincount().max().item() / len(splits.validation)
+
+
 def of_teacher(name: str, top1: float | None, splits: Splits, allowed: bool) -> None:
     """Check that a teacher beats always naming the most frequent class; if not, InputError or,
     where that is `allowed`, a warning. top1: percent, on validation images; None: not known.
     """
-    labels = splits.validation.labels
     if top1 is None:
         return
-    chance = labels.bincount().max().item() / len(labels)
-    if tail(round(top1 * len(labels) / 100), len(labels), chance) <= SURE:
+    count, chance = len(splits.validation), _chance(splits)
+    if tail(round(top1 * count / 100), count, chance) <= SURE:
         return
-    text = (f"{name} cannot be told from chance: {top1:.1f} % of {len(labels)} validation images "
+    text = (f"{name} cannot be told from chance: {top1:.1f} % of {count} validation images "
             f"are right, {100 * chance:.1f} % are of one class. Its labels would teach nothing: "
             "give it more steps (--epochs), another --learning-rate, more images, or weights to "
             "start from (--start-from)")

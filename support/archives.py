@@ -1,8 +1,9 @@
 """The released test sets of section 3.3: their names, AlexNet's results, and how they are read.
 
     imagenet-a   <wnid>/*.jpg                               7,500 images, 200 of ImageNet's classes
-    imagenet-c   <corruption>/<1..5>/<wnid>/*.JPEG          224x224 or 299x299; Zenodo 2235448
-    imagenet-p   <perturbation>/<wnid>/*.mp4                same sizes; 31 frames; Zenodo 3565846
+    imagenet-c   <corruption>/<1..5>/<wnid>/*.JPEG          224x224 (Zenodo 2235448) or 299x299
+    imagenet-p   <perturbation>/<wnid>/*.mp4                same sizes; 31 frames, 41 of translate;
+                                                            Zenodo 3565846
     cifar10-c    <corruption>.npy, labels.npy               (50000, 32, 32, 3); Zenodo 2535967
     cifar100-c   <corruption>.npy, labels.npy               the same for CIFAR-100; Zenodo 3555552
     cifar10-p    <perturbation>.npy                         (10000, frames, 32, 32, 3)
@@ -81,6 +82,8 @@ class TestSet:
                                  "for pgd: leave it out")
         if self.epsilon and self.suite not in ("fgsm", "pgd"):
             raise InputError(f"--epsilon is not for --suite {self.suite}, but for fgsm and pgd")
+        if not Path(self.data_dir).is_dir():
+            raise InputError(f"--data-dir {self.data_dir}: there is no such folder")
         classes, size = checkpoint.classes, self.image_size or checkpoint.image_size
         if self.suite == "quick" and size < 32:
             raise InputError("--suite quick: its corruptions need images of 32x32 pixels or more, "
@@ -115,7 +118,7 @@ class TestSet:
 
     def read(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """A part's images (n * frames, 3, S, S) uint8 and labels (n * frames,) int64, as many whole
-        sequences at a time as the batch size allows; InputError if the part is not whole.
+        sequences at a time as the batch size allows; a warning if it lacks some of the classes.
         """
         (folder, _, severity), frames = name.partition("/"), self.frames(name)
         find = self._find_rows if self.suite.startswith("cifar") else self._find_files
@@ -133,8 +136,12 @@ class TestSet:
     def _find_files(self, folder: str, severity: str, frames: int) -> tuple:
         root = Path(self.data_dir)
         if self.suite in ("imagenet-c", "imagenet-p", "tiny-imagenet-c"):
-            found = [path for path in root.glob(f"*/{folder}") if path.is_dir()]
-            root = (found or [root / folder])[0] / severity
+            places = root / folder, *root.glob(f"[!.]*/{folder}")
+            found = [path for path in places if path.is_dir()] or [root / folder]
+            if len(found) > 1:
+                raise InputError(f"{found[0]}, {found[1]}: give --data-dir the folder of one "
+                                 "archive")
+            root = found[0] / severity
         found = folders.list_images(root) if frames == 1 else [
             file for file in folders.walk(root) if file.lower().endswith(".mp4")]
         if not found:
@@ -192,7 +199,7 @@ def _decode_row(pixels: np.ndarray, size: int) -> np.ndarray:
 def _read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """An .npy of uint8 (N, *shape), left on the disk until it is indexed."""
     try:
-        array = np.load(file, mmap_mode="r")
+        array = np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{file}: cannot be read ({error})") from None
     if array.dtype != np.uint8 or array.shape[1:] != shape or not len(array):

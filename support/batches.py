@@ -61,11 +61,11 @@ class Batch:
     labels: Tensor  # (B,) int64
     targets: Tensor | None  # (U, num_classes) float32 or, if hard, (U,) int64; None: U = 0
     rows: Tensor  # (B + U,) positions in the step's whole batch
-    whole: int  # images of the step's whole batch, over all processes
+    whole: int  # rows of the step's whole batch, over all processes
     last: bool = True  # whether it is a step's last micro-batch
 
     def __len__(self) -> int:
-        return self.whole
+        return len(self.images) * devices.world_size()
 
     @property
     def is_labeled(self) -> Tensor:

@@ -73,6 +73,9 @@ def choose(name: str = "auto") -> torch.device:
     backend, number = "gloo", None
     if name == "cuda":
         backend, number = "cpu:gloo,cuda:nccl", int(os.environ["LOCAL_RANK"])
+        if number >= (count := torch.cuda.device_count()):
+            raise InputError(f"process {number} (from 0) has no GPU: torchrun --nproc-per-node "
+                             f"{count}")
         torch.cuda.set_device(number)
     if not dist.is_initialized():
         # One process may wait for another that evaluates or reads images for a long time.
@@ -88,7 +91,7 @@ def _start_xla() -> torch.device:
         import torch_xla.runtime
     except ImportError as error:
         raise InputError(f"device xla is not there: torch_xla cannot be imported ({error}); "
-                         "pip install -r requirements-xla.txt, or use --device auto") from None
+                         "pip install -r requirements-xla.txt, or use --device cpu") from None
     torch_xla.runtime.use_spmd()
     device, hosts = torch_xla.device(), torch_xla.runtime.process_count()
     if hosts > 1:

@@ -74,9 +74,13 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
     """
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder; expected {folder}/<class>/<images>")
-    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not _hidden(e.name))
+    entries = sorted((e.name, e.is_dir()) for e in os.scandir(folder) if not _hidden(e.name))
+    names = [name for name, is_folder in entries if is_folder]
     if not names:
         raise InputError(f"{folder}: no class folders; expected {folder}/<class>/<images>")
+    if loose := [name for name, is_folder in entries if not is_folder]:
+        say_once(f"{folder}: {len(loose)} files left out that lie beside the class folders: "
+                 + first_names(loose))
     if not expected and len(names) == 1:
         raise InputError(f"{folder}: only one class folder, {names[0]}; give the folder that holds "
                          "the class folders, two or more")
@@ -85,7 +89,8 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
         raise InputError(f"{folder}: not the classes of the labelled folder; add "
                          f"{first_names(missing) or 'none'} and remove "
                          f"{first_names(extra) or 'none'}")
-    inner = [sorted(e.name for e in os.scandir(Path(folder, name)) if e.is_dir()) for name in names]
+    inner = [sorted(e.name for e in os.scandir(Path(folder, name))
+                    if e.is_dir() and not _hidden(e.name)) for name in names]
     if len(inner[0]) > 1 and all(found == inner[0] for found in inner):
         say_once(f"Warning: the classes of {folder} are {first_names(names)}, and each holds "
                  f"{first_names(inner[0])}: if these are the classes, give {folder}/{names[0]}")

@@ -135,7 +135,7 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
             with contextlib.suppress(Exception):  # EXIF data may hold anything, and be broken
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             if image.mode[0] in "IF":  # Pillow would make all but the darkest levels white
-                found = _to_8_bits(image, file)
+                found = _to_8_bits(image)
             elif image.has_transparency_data:
                 found = Image.new("RGBA", image.size, "white")
                 found.alpha_composite(image.convert("RGBA"))
@@ -152,7 +152,7 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
         raise InputError(f"{file}: not a readable image ({error}); replace or remove it") from error
 
 
-def _to_8_bits(image: Image.Image, file: str) -> Image.Image:
+def _to_8_bits(image: Image.Image) -> Image.Image:
     """A grey image of up to 16 bits, as 8 bits; its maximum tells how many bits it uses."""
     wide = image.convert("I")
     darkest, brightest = wide.getextrema()
@@ -160,8 +160,8 @@ def _to_8_bits(image: Image.Image, file: str) -> Image.Image:
         raise ValueError("floating-point or more than 16 bits: which level is white?")
     bits = next(bits for bits in (8, 10, 12, 14, 16) if brightest < 2**bits)
     if bits < 16:
-        say_once(f"images of 16 or 32 bits use fewer, judging by their maximum, such as {bits} "
-                 f"in {file}: white is {2**bits - 1} there")
+        say_once(f"some images of 16 or 32 bits use {bits}, judging by their maximum: white is "
+                 f"{2**bits - 1} there")
     return wide.point(lambda value: value / 2 ** (bits - 8)).convert("L")
 
 
@@ -208,7 +208,7 @@ def inspect_all(items: Sequence, size: int | None, skip_broken: bool = False,
     if len(items) < 2000 or not workers:
         return [look(item) for item in tqdm(items, "reading images", disable=len(items) < 2000)]
     try:
-        return process_map(look, items, max_workers=workers, chunksize=100, desc="reading images")
+        return process_map(look, items, max_workers=workers, chunksize=10, desc="reading images")
     except BrokenProcessPool:
         raise InputError("a process that reads images was killed, most likely because memory is "
                          "full: lower --workers") from None

@@ -55,7 +55,8 @@ def stages(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool
         first = len(found)
         train_phases(generation, learn, bool(number) or None, None)
         if number:
-            selected = (generation.labelling.per_class or pool // classes) * classes
+            how = generation.labelling  # not balanced: at most the whole pool
+            selected = (how.per_class or pool // classes) * classes if how.balance else pool
             found[first] = found[first]._replace(labels_made=pool + min(selected, pool))
     for generation in dict.fromkeys(plans.on_labels_only(generations) if labels_only else ()):
         train_phases(generation, learn, None, None)
@@ -95,7 +96,9 @@ def outline(plan: str, generations: Sequence, flags, source, train_phases: Calla
     found = stages(generations, (labeled, classes, pool), flags.labels_only, train_phases, scaling)
     trained = sum(stage.images for stage in found)
     labelled = sum(stage.labels_made or 0 for stage in found)
-    text = [f"plan {plan}: {labeled:,} labelled images of {classes:,} classes, a pool of {pool:,}",
+    own = source.dataset or source.labeled or source.train
+    text = [f"plan {plan}: {labeled:,} labelled images of {classes:,} classes, a pool of {pool:,}"
+            + " (assumed: a dry run reads no images)" * bool(own),
             table(found), f"in all {trained:,} images trained on, {labelled:,} labelled"]
     if flags.images_per_second:
         hours = (trained + labelled / 3) / flags.images_per_second / 3600

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from support import corruptions, images, reading
@@ -30,20 +31,24 @@ def curves(log: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
 
 
 @torch.no_grad()
-def examples(test: ImageSet, size: int, teacher: Callable[[Tensor], Tensor],
+def examples(test: ImageSet, size: int, teacher_size: int, teacher: Callable[[Tensor], Tensor],
              student: Callable[[Tensor], Tensor]) -> list[tuple[str, Tensor, int, int]]:
     """As in figure 3: corrupted test images that the student gets right and the teacher wrong.
 
     For each corruption, at severity 3, one such image of 300, if any: the corruption, the image
-    (3, size, size) uint8, the teacher's class and the true one.
+    (3, size, size) uint8, the teacher's class and the true one. size, teacher_size: what the
+    networks are tested at.
     """
     generator, found = torch.Generator().manual_seed(0), []
     test = reading.in_memory(test, size)
     chosen = test.subset(torch.randperm(len(test), generator=generator)[:300])
     for name in corruptions.SEVERITIES:
         corrupted = corruptions.corrupt(chosen.pixels, name, 3, generator)
-        guess, right = (torch.cat([model(part).argmax(1).cpu() for part in corrupted.split(
-            reading.size_for(size))]) for model in (teacher, student))
+        resized = corrupted if teacher_size == size else F.interpolate(
+            corrupted.float(), teacher_size, mode="bicubic", antialias=True).clamp(0, 255)
+        guess, right = (torch.cat([model(part).argmax(1).cpu() for part in pixels.split(
+            reading.size_for(pixels.shape[-1]))]) for model, pixels in (
+                (teacher, resized), (student, corrupted)))
         rows = ((right == chosen.labels) & (guess != chosen.labels)).nonzero().flatten()
         if len(rows):
             row = int(rows[len(found) % len(rows)])  # not always of the same class
@@ -193,7 +198,7 @@ def _draw_images(figure, labels: PseudoLabels, classes: list[str]) -> None:
                     + " (red: wrong or of no class)" * known)
     pool, count = labels.images, len(labels.images)
     bare = {"frame_on": False, "xticks": [], "yticks": []}
-    shown = torch.linspace(0, count - 1, min(40, count)).long().tolist()
+    shown = torch.linspace(0, count - 1, min(40, count), dtype=torch.float64).long().tolist()
     for axes, row in zip(figure.subplots(4, 10, subplot_kw=bare).flat, shown, strict=False):
         image, truth, target = pool.read(row), int(pool.labels[row]), labels.targets[row]
         guess = int(target.argmax())

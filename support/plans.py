@@ -222,6 +222,8 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
                             "some have one")
     for number in range(1, len(generations)):
         teacher, student = (one.config for one in generations[number - 1: number + 1])
+        if not student.unlabeled_ratio:
+            raise InputError("--unlabeled-ratio 0 leaves the pseudo labels out: give 1 or more")
         if generations[number].from_teacher and (teacher.arch, teacher.small_images) != (
                 student.arch, student.small_images):
             raise InputError(f"--from-teacher: a {student.arch} cannot start from the weights of a "

@@ -58,7 +58,7 @@ def show(report: dict, splits: Splits, out: Path, network: Callable[[str], Calla
         print(f"\nWarning: {text}")
     first, *_, last = report["generations"]
     labels = label_store.read(out / f"{files.slug(last['name'])}-labels", splits.unlabeled)
-    shown = picture.examples(splits.test, last["image_size"], *(
+    shown = picture.examples(splits.test, last["image_size"], first["image_size"], *(
         network(row["checkpoint"]) for row in (first, last))) if last["robustness"] else []
     picture.draw(report, labels, logged, shown, out / "report.png")
     print(f"\n{out}/report.json, {out}/report.png")
@@ -121,7 +121,7 @@ def robustness_table(report: dict) -> str:
     rows = [(row["name"], row["robustness"]) for row in report["generations"] if row["robustness"]]
     if not rows:
         return ""
-    figures = rows[0][1]
+    figures, sizes = rows[0][1], {row["image_size"] for row in report["generations"]}
     epsilons = list(figures["pgd_top1"])
     lines = [["generation", "clean top-1", "corruption error", "mCE", "flip rate", "mFR",
               *(f"{attack} {epsilon}" for attack in ("FGSM", "PGD") for epsilon in epsilons)]]
@@ -129,8 +129,10 @@ def robustness_table(report: dict) -> str:
                row["unnormalized_mfr"], row["teacher_normalized_mfr"],
                *map(row["fgsm_top1"].get, epsilons), *map(row["pgd_top1"].get, epsilons)]
               for name, row in rows]
-    return (f"Robustness on {figures['images']:,} test images, made on the fly: not comparable "
-            "with published figures.\n"
+    return (f"Robustness on {figures['images']:,} test images (attacks on half of them, flips on a "
+            "tenth), made on the fly:\nnot comparable with published figures" + (
+                ", nor between generations that see images at other sizes" * (len(sizes) > 1)) +
+            ".\n"
             "mCE, mFR: corruption error and flip rate relative to the teacher's, which is 100 (in "
             "the paper AlexNet's);\nlower is better. FGSM, PGD: top-1 after an attack that changes "
             f"each pixel by at most {' or '.join(epsilons)} of 255.\n\n" + align(lines))

@@ -62,6 +62,10 @@ class Run:
         if self.out.suffix in (".resume", ".jsonl", ".lock"):
             raise InputError(f"{out}: files beside a checkpoint have such names; use "
                              f"{self.out.stem}.pt")
+        for other in (Path(f"{stem(out)}{ending}") for ending in ("", ".pt", ".pth")):
+            if other != self.out and other.is_file():
+                raise InputError(f"{other} is there, and the files beside {out} would be named as "
+                                 "those beside it: choose another output")
         self.state = Path(f"{stem(out)}.resume")
         self.log_file = loop.log if loop else Path(f"{stem(out)}.jsonl")
         self.every, self.name, self.first, self.images, self.figures = every, name, 0, 0, {}
@@ -151,7 +155,11 @@ class Run:
         self._write(self.state, {"step": step + 1, "seconds": seconds, **state})
 
     def finish(self, **contents: object) -> Path:
-        """Write the checkpoint, which ends the run, and return its path."""
+        """Write the checkpoint, which ends the run, and return its path; FloatingPointError if a
+        weight is not finite.
+        """
+        if not all(value.isfinite().all() for value in contents.get("model", {}).values()):
+            raise self._diverged("weights are not finite in the end")
         with self.held:
             self._write(self.out, contents)
             if devices.rank() == 0:
@@ -180,16 +188,16 @@ def trim_log(path: Path, name: str, first: int) -> None:
     if devices.rank() > 0 or not path.exists():
         return
     try:
-        kept, lines = [], path.read_text(errors="replace").splitlines()
+        kept, content = [], path.read_text(errors="replace")
     except OSError as error:
         raise InputError(f"{path}: not read ({error}); choose another place") from None
-    for number, text in enumerate(lines, start=1):
+    for number, text in enumerate(lines := content.splitlines(), start=1):
         try:
             line = json.loads(text)
             if line["name"] != name or line["step"] < first:
                 kept.append(text + "\n")
         except (ValueError, TypeError, KeyError):
-            if number < len(lines):  # the last one may be cut off
+            if number < len(lines) or content.endswith("\n"):  # the last one may be cut off
                 raise InputError(f"{path} is in the way and not a log of train.py (line {number}): "
                                  "choose another output") from None
     write_atomically(path, lambda file: file.write("".join(kept).encode()))

@@ -47,7 +47,8 @@ def keep(path: str | Path, settings: dict, names: Sequence[str], measure: Callab
                 first, count = next(iter(parts)), parts[name]["images"]
                 if count != parts[first]["images"]:
                     raise InputError(f"part {name}: {count} images, but {parts[first]['images']} "
-                                     f"in {first}; is --data-dir complete?")
+                                     f"in {first}; complete --data-dir, and remove {path} if "
+                                     f"{first} was not whole")
                 files.write_json(path, {"settings": settings, "parts": parts})
     devices.wait_for_all()
     return _read(path, settings)
@@ -88,7 +89,8 @@ def summarize(path: str | Path, suite: str, mean_corruption_error: Callable,
         else:
             name, mean = "mfr", mean_flip_rate
             measured = {perturbation: part["flip_rate"] for perturbation, part in parts.items()}
-        summary = {f"unnormalized_{name}": mean(measured, baseline=None)}
+        summary = {"images": next(iter(parts.values()))["images"],
+                   f"unnormalized_{name}": mean(measured, baseline=None)}
         if suite.startswith("imagenet"):
             summary[name] = mean(measured)
         if suite != "cifar10-p":

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from support import InputError
+from support import InputError, files
 from support.images import DEVIATION, MEAN, say_once
 
 # The 1000 classes of ImageNet ("wnids", in the order of the logits), which released weights know.
@@ -110,6 +110,12 @@ def _fields(meta: dict, contents: dict) -> dict:
     }
 
 
+def fingerprint(found) -> str:
+    """A hash of a model.Checkpoint's weights and, unless they are ours, its conventions."""
+    foreign = [str(found.conventions)] if found.conventions != Conventions() else []
+    return files.digest(*found.weights.values(), *foreign)
+
+
 def check_start(path: str | Path, found, config, classes: tuple[str, ...]) -> bool:
     """Whether a training that starts from a checkpoint needs a classifier for other classes.
 
@@ -123,7 +129,7 @@ def check_start(path: str | Path, found, config, classes: tuple[str, ...]) -> bo
         outputs = len(our_names(found.weights)["classifier.bias"])
         if config.frozen_stages:
             raise InputError(f"{path} knows other classes than the labelled images: the resolution "
-                             "fix needs the same ones")
+                             "fix and --frozen-stages need the same ones")
         say_once(f"{path}: its classifier of {outputs:,} classes is replaced by a fresh one of "
                  f"{len(classes)}")
     if (found.arch, found.small_images) != (config.arch, config.small_images):
@@ -191,7 +197,7 @@ def known_conventions(state_dict: Mapping[str, Tensor],
         about = json.loads(path.with_name("config.json").read_text())
         name, mean = about["architecture"], about["pretrained_cfg"]["mean"][0]
     own = bool(re.match(r"efficientnet_", name)) and "conv_stem.weight" in state_dict
-    halves = mean == 0.5 if mean else bool(re.search(r"[_.-]ap([_.-]|$)|_b8|ra4", name))
+    halves = mean == 0.5 if mean else bool(re.search(r"[_.-]ap([_.-]|$)|ra4", name))
     return Conventions(own, 1e-5 if own else 1e-3, halves)
 
 
@@ -228,7 +234,10 @@ def imitate(network: nn.Module, how: Conventions) -> nn.Module:
             module.eps = how.epsilon
         elif hasattr(module, "symmetric"):  # model.Conv2d's padding
             module.symmetric = how.symmetric
-    if how.halves and _by_halves not in network._forward_pre_hooks.values():
+    hooks = network._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is _by_halves]:  # of earlier weights
+        del hooks[key]
+    if how.halves:
         network.register_forward_pre_hook(_by_halves)
     return network
 

@@ -64,7 +64,7 @@ def test_a_pool_of_which_nearly_all_gets_one_class_is_warned_of(pool, labeled, w
 
 def test_few_validation_images_and_a_threshold_that_filters_nothing_are_warned_of(capsys):
     splits = make_splits(validation=(5, 5))
-    advice.before(splits, iterate.PLANS["own"])  # 0.3, with two classes
+    advice.before(splits, iterate.PLANS["own"], False)  # 0.3, with two classes
     said = capsys.readouterr().out
     assert "Warning: 10 validation images choose" in said and "one of them is 10 points" in said
     assert "--threshold 0.3 filters nothing: with 2 classes" in said
@@ -72,20 +72,35 @@ def test_few_validation_images_and_a_threshold_that_filters_nothing_are_warned_o
     generations = [one for one in iterate.PLANS["own"]]
     generations = [one.__class__(one.name, one.config, iterate.Labelling(threshold=0.9))
                    for one in generations]
-    advice.before(splits, generations)
+    advice.before(splits, generations, False)
     assert splits.notes == {}
+
+
+@pytest.mark.parametrize(("validation", "enough"), [
+    ((2, 2), False), ((20, 2), False), ((3, 2), False), ((5, 5), True), ((30, 2), False)])
+def test_images_with_which_no_teacher_could_pass_are_refused_before_it_is_trained(
+        validation, enough, capsys):
+    """All right by naming the most frequent class: a probability of share^count, 0.5^4 = 0.06."""
+    splits, count = make_splits(validation), sum(validation)
+    assert ((max(validation) / count) ** count <= 0.05) == enough
+    if enough:
+        return advice.before(splits, iterate.PLANS["own"], False)
+    with pytest.raises(InputError, match=f"with {count} validation images even a teacher that"):
+        advice.before(splits, iterate.PLANS["own"], False)
+    advice.before(splits, iterate.PLANS["own"], True)
 
 
 def test_the_loop_stops_at_a_teacher_that_guesses_and_goes_on_when_told_to(tmp_path, capsys):
     """Two classes, a rate of zero: in the end the run of 50.0 % that was reported as a result."""
     folders = write_folders(tmp_path)
     flags = ["--labeled", str(folders / "labeled"), "--unlabeled", str(folders / "pool"), "--test",
-             str(folders / "test"), "--plan", "own", "--arch", "0.25x0.34", "--image-size", "40",
-             "--learning-rate", "0", "--epochs", "1", "--batch-size", "4", "--device", "cpu",
-             "--workers", "0", "--no-labels-only", "--out", str(tmp_path / "run")]
+             str(folders / "test"), "--val-per-class", "3", "--plan", "own", "--arch",
+             "0.25x0.34", "--image-size", "40", "--learning-rate", "0", "--epochs", "1",
+             "--batch-size", "4", "--device", "cpu", "--workers", "0", "--no-labels-only",
+             "--out", str(tmp_path / "run")]
     assert cli.run(iterate.main, flags) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("iterate.py: teacher cannot be told from chance: 50.0 % of 2 ")
+    assert error.startswith("iterate.py: teacher cannot be told from chance: 50.0 % of 6 ")
     assert "--allow-chance" in error and not (tmp_path / "run" / "student-1.pt").exists()
     assert cli.run(iterate.main, [*flags, "--allow-chance"]) == 0  # the same run
     report = json.loads((tmp_path / "run" / "report.json").read_text())

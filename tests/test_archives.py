@@ -95,12 +95,35 @@ def test_imagenet_c(evaluate, stingray, tmp_path, group):
     status, results, _ = evaluate("imagenet-c", root, *stingray)
     assert status == 0
     assert len(results["parts"]) == 75 and results["parts"]["fog/3"]["images"] == 6
+    assert results["summary"]["images"] == 6
     assert [results["parts"][f"fog/{severity}"]["top1"] for severity in range(1, 6)] == (
         pytest.approx([100 * (6 - severity) / 6 for severity in range(1, 6)]))
     errors = {name: 2.5 if name == "fog" else 5 / 6 for name in ALEXNET_ERROR}
     ratios = [error / sum(ALEXNET_ERROR[name]) for name, error in errors.items()]
     assert results["summary"]["mce"] == pytest.approx(100 * np.mean(ratios))
     assert results["summary"]["top1"] == pytest.approx(100 * (1 - sum(errors.values()) / 75))
+
+
+def test_two_editions_of_a_test_set_are_not_mixed(evaluate, tmp_path):
+    imagenet_c(tmp_path / "both" / "in-c-224")
+    imagenet_c(tmp_path / "both" / "in-c-299", size=(299, 299))
+    status, results, message = evaluate("imagenet-c", tmp_path / "both")
+    assert status == 2 and len(message) == 1 and not results
+    assert "in-c-224" in message[0] and "in-c-299" in message[0]
+
+
+def test_a_hidden_copy_of_a_test_set_is_not_read(evaluate, stingray, tmp_path):
+    root = imagenet_c(tmp_path / "c")
+    imagenet_c(root / ".old", size=(20, 20))  # no size of ImageNet-C
+    assert evaluate("imagenet-c", root, *stingray)[0] == 0
+
+
+@pytest.mark.parametrize("suite", ["imagenet", "imagenet-a", "fgsm", "pgd", "quick"])
+def test_a_file_in_place_of_a_folder_is_named(evaluate, tmp_path, suite):
+    save_image(tmp_path / "one.jpg", (32, 32))
+    flags = ("--image-size", 32) if suite == "quick" else ()
+    status, _, message = evaluate(suite, tmp_path / "one.jpg", *flags)
+    assert status == 2 and message[0].endswith("one.jpg: there is no such folder")
 
 
 def test_a_missing_severity_is_named_and_the_run_continues_later(evaluate, tmp_path):
@@ -204,7 +227,7 @@ def test_imagenet_p(evaluate, tmp_path):
 def test_imagenet_p_of_a_network_that_never_changes_its_mind(evaluate, stingray, tmp_path):
     status, results, _ = evaluate("imagenet-p", imagenet_p(tmp_path / "p"), *stingray)
     assert status == 0
-    assert results["summary"] == {"mfr": 0, "unnormalized_mfr": 0, "top1": 50}
+    assert results["summary"] == {"images": 2, "mfr": 0, "unnormalized_mfr": 0, "top1": 50}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no video", "too short", "size"])
@@ -319,7 +342,7 @@ def test_tiny_imagenet_c(evaluate, checkpoints, tmp_path):
     root = imagenet_c(tmp_path / "c", size=(64, 64))
     status, results, _ = evaluate("tiny-imagenet-c", root, "--checkpoint", tmp_path / "a.pt")
     assert status == 0 and {part["top1"] for part in results["parts"].values()} == {50.0}
-    assert results["summary"] == {"unnormalized_mce": 50.0, "top1": 50.0}
+    assert results["summary"] == {"images": 2, "unnormalized_mce": 50.0, "top1": 50.0}
 
 
 @pytest.mark.parametrize("wrong", [("--epsilon", "-4"), ("--epsilon", "nan"),
@@ -329,7 +352,7 @@ def test_an_attack_of_no_size_is_refused(evaluate, checkpoints, tmp_path, wrong)
     assert status == 2 and results is None and wrong[0] in message[0]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "shape", "labels"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "shape", "labels", "npz", "zip"])
 def test_broken_cifar10_c(evaluate, tmp_path, damage):
     root = cifar10_c(tmp_path / "c")
     broken = root / "shot_noise.npy"
@@ -339,6 +362,11 @@ def test_broken_cifar10_c(evaluate, tmp_path, damage):
         broken.unlink()
     elif damage == "shape":
         np.save(broken, np.zeros((20, 24, 24, 3), np.uint8))
+    elif damage == "npz":
+        np.savez(root / "other.npz", np.zeros((20, 32, 32, 3), np.uint8))
+        (root / "other.npz").rename(broken)
+    elif damage == "zip":
+        broken.write_bytes(b"PK\3\4 and no more")
     else:
         np.save(broken, np.zeros((25, 32, 32, 3), np.uint8))
     status, results, message = evaluate("cifar10-c", root)
@@ -361,7 +389,8 @@ def test_cifar10_p(evaluate, tmp_path):
     assert status == 0 and set(results["parts"]) == set(names)
     assert results["parts"]["rotate"]["flip_rate"] == 0
     rates = [part["flip_rate"] for part in results["parts"].values()]
-    assert results["summary"] == {"unnormalized_mfr": pytest.approx(100 * np.mean(rates))}
+    assert results["summary"] == {"images": 3,
+                                  "unnormalized_mfr": pytest.approx(100 * np.mean(rates))}
 
 
 def test_a_batch_holds_as_many_whole_sequences_as_its_size_allows(tmp_path):

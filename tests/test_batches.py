@@ -96,7 +96,7 @@ def test_micro_batches_share_out_both_kinds_of_images(count, unlabeled):
     assert [part.last for part in parts] == [False] * (count - 1) + [True]
     assert sorted(torch.cat([part.rows for part in parts]).tolist()) == list(range(len(batch)))
     for part in parts:
-        assert part.whole == len(part) == len(batch)
+        assert part.whole == batch.whole and len(part) == len(batch) // count
         assert (len(part.labels), len(part.images)) == (4 // count, (4 + unlabeled) // count)
         assert torch.equal(part.images, batch.images[part.rows])
         assert torch.equal(part.labels, batch.labels[part.rows[part.is_labeled]])
@@ -132,7 +132,7 @@ def test_processes_share_a_batch_as_one_alone_would_have_it(splits, monkeypatch)
     for rank in (0, 1):
         for one, other, of_one, of_other in zip(whole, *read(rank, 2)[:1], noised,
                                                 read(rank, 2)[1], strict=True):
-            assert len(other) == len(one) == 24 and len(other.images) == 12
+            assert len(other) == len(one.images) == 24 and len(other.images) == 12
             assert torch.equal(other.images, one.images[other.rows])
             assert torch.equal(other.labels, one.labels[rank::2])
             assert torch.equal(other.targets, one.targets[rank::2])
@@ -172,7 +172,8 @@ def test_pseudo_labelled_images_alone_keep_their_places(splits):
     pseudo = tiny.pseudo_labels(splits.unlabeled)
     joint, alone = (next(batches.training(dataclasses.replace(config, joint=joint), splits.labeled,
                                           pseudo, None)) for joint in (True, False))
-    assert len(alone.labels) == 0 and len(alone) == 24 and len(alone.images) == 16
+    assert len(alone.labels) == 0 and len(alone.images) == 16
+    assert (len(joint), len(alone)) == (24, 16)  # what is read, and counted as images a second
     assert torch.equal(alone.images, joint.images[8:]) and torch.equal(alone.rows, joint.rows[8:])
     assert torch.equal(alone.targets, joint.targets)
 

@@ -85,6 +85,23 @@ def test_noise_has_the_stated_strength():
     assert (impulse == 255).float().mean().item() == pytest.approx(0.035, rel=0.1)
 
 
+def test_noise_of_large_images_has_imagenet_cs_strength():
+    gray, generator = torch.full((1, 3, 224, 224), 128, dtype=torch.uint8), torch.Generator()
+    noised = corruptions.corrupt(gray, "gaussian_noise", 3, generator.manual_seed(0)).float() / 255
+    assert noised.std().item() == pytest.approx(0.18, rel=0.02)  # CIFAR-10-C's is 0.08
+    impulse = corruptions.corrupt(gray, "impulse_noise", 3, generator.manual_seed(0))
+    assert (impulse != 128).float().mean().item() == pytest.approx(0.09, rel=0.05)  # 0.03
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 224])
+@pytest.mark.parametrize("name", ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
+                                  "elastic_transform", "pixelate"])
+def test_what_only_moves_or_mixes_pixels_leaves_a_grey_image_as_it_is(name, size):
+    gray = torch.full((1, 3, size, size), 200, dtype=torch.uint8)
+    for severity in range(1, 6):
+        assert (corruptions.corrupt(gray, name, severity, None) == 200).all()
+
+
 def test_contrast_and_brightness_by_definition(pictures):
     x = pictures.double().numpy() / 255
     mean = x.mean(axis=(2, 3), keepdims=True)

@@ -36,6 +36,17 @@ def test_a_missing_gpu_is_an_error_that_says_what_to_do():
         devices.choose("cuda")
 
 
+def test_a_process_without_a_gpu_of_its_own_is_an_error(monkeypatch):
+    for name, value in (("is_available", True), ("device_count", 2)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: pytest.fail("there is none"))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="process 2 .from 0. has no GPU: torchrun --nproc-per-nod"
+                                         "e 2"):
+        devices.choose("cuda")
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no switch")
 def test_memory_that_was_freed_on_a_cpu_is_kept_for_the_next_step():
     code = """if True:

@@ -161,6 +161,26 @@ def test_a_dry_run_counts_what_the_loop_does(capsys, tmp_path):
                               and ":" not in name])
 
 
+def test_a_dry_run_of_own_images_says_that_their_number_is_assumed(capsys):
+    _, text = outlined(capsys, "--dataset", "cifar100", "--labels-per-class", "400")
+    assert "(assumed: a dry run reads no images)" in text
+    _, text = outlined(capsys, "--plan", "paper")
+    assert "assumed" not in text
+
+
+def test_without_balancing_a_dry_run_counts_labels_for_up_to_the_whole_pool(capsys):
+    _, text = outlined(capsys, "--plan", "table6", "--no-balance", "--no-labels-only")
+    assert "600,000,000 labelled" in text  # a pool of 300 million, twice
+
+
+def test_a_student_that_would_see_no_pseudo_labels_is_refused_before_anything_is_written(
+        capsys, tmp_path):
+    assert cli.run(iterate.main, ["--unlabeled-ratio", "0", "--device", "cpu", "--out",
+                                  str(tmp_path / "run")]) == 2
+    assert "--unlabeled-ratio 0 leaves the pseudo labels out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_says_what_a_small_plan_changes_of_the_papers_recipe(capsys):
     _, demo = outlined(capsys)
     for change in ("optimizer adamw (rmsprop)", "schedule cosine (exponential)",

@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import augment
 import eval_robust
 import iterate
 from model import Checkpoint
-from support import cli, datasets, label_store, picture, report
+from support import cli, datasets, images, label_store, picture, report
 from support.archives import ALEXNET_ERROR
 from support.images import ImageSet
 
@@ -27,6 +29,7 @@ def generation(name, errors=0.5, robust=True):
         "corruption_error": {name: [errors] * 5 for name in ALEXNET_ERROR},
     }
     return {"name": name, "arch": "0.25x0.5", "parameters": 202032, "unlabeled": None,
+            "image_size": 32,
             "pseudo_label_top1": None, "val_top1": 71.0, "test_top1": 70.0, "test_top5": None,
             "labels_only_test_top1": None, "robustness": figures if robust else None}
 
@@ -74,7 +77,11 @@ def test_the_table_by_class_names_what_a_class_is_mistaken_for():
 def test_the_robustness_table_has_the_shape_of_table_1():
     generations = [generation("teacher"), generation("student 1", errors=0.25)]
     text = report.robustness_table({"generations": generations})
-    assert "not comparable" in text and "2,000 test images" in text
+    assert "not comparable" in text and "2,000 test images (attacks on half of them" in text
+    assert "other sizes" not in text
+    generations[1]["image_size"] = 64
+    assert "nor between generations that see images at other sizes" in report.robustness_table(
+        {"generations": generations})
     assert columns(text, "generation") == [
         ["teacher", "70.00", "50.00", "100.00", "4.00", "-", "60.00", "31.25", "59.00", "28.00"],
         ["student", "1", "70.00", "25.00", "50.00", "4.00", "-", "60.00", "31.25", "59.00",
@@ -213,10 +220,45 @@ def test_examples_are_corrupted_test_images_that_the_student_alone_gets_right():
 
         return network
 
-    shown = picture.examples(test, 32, as_class((3, 3)), as_class((5, 3)))
+    shown = picture.examples(test, 32, 32, as_class((3, 3)), as_class((5, 3)))
     assert 5 < len(shown) <= 15 and len({name for name, *_ in shown}) == len(shown)
     clean = {truth: test.pixels[test.labels == truth] for truth in (3, 5)}
     for name, image, guess, truth in shown:
         assert (guess, truth) == (3, 5) and name in ALEXNET_ERROR
         assert not (clean[5] == image).flatten(1).all(1).any()  # it is corrupted
-    assert picture.examples(test, 32, as_class((5, 3)), as_class((5, 3))) == []
+    assert picture.examples(test, 32, 32, as_class((5, 3)), as_class((5, 3))) == []
+
+
+def test_in_examples_each_network_sees_images_of_the_size_it_is_tested_at():
+    test, seen = datasets.demo(0, labels_per_class=1, unlabeled=20, test_per_class=2).test, []
+
+    def network(pixels):
+        seen.append((tuple(pixels.shape[-2:]), pixels.float().mean().item()))
+        return torch.zeros(len(pixels), 10)
+
+    picture.examples(test, 32, 24, network, network)
+    (small, mean), (large, other) = seen[:2]
+    assert (small, large) == ((24, 24), (32, 32)) and mean == pytest.approx(other, rel=0.02)
+
+
+def test_a_picture_of_the_papers_81_million_pseudo_labels_reads_none_beyond_the_last():
+    """float32 has no 80,999,999: it would be 81,000,000."""
+    read = []
+
+    class Pool:
+        pixels, labels = None, torch.full((), images.UNKNOWN).expand(81_000_000)
+
+        def __len__(self):
+            return 81_000_000
+
+        def read(self, row):
+            read.append(row)
+            return Image.new("RGB", (200, 200))
+
+    class Targets:
+        def __getitem__(self, row):
+            return np.array([0.0, 1.0])
+
+    labels = SimpleNamespace(images=Pool(), targets=Targets())
+    picture._draw_images(Figure(), labels, ["a", "b"])
+    assert len(read) == 40 and read[0] == 0 and read[-1] == 80_999_999

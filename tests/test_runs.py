@@ -314,10 +314,31 @@ def test_a_full_disk_ends_with_one_line_and_leaves_the_older_checkpoint(splits, 
 
 @pytest.mark.parametrize("content", ['{"text": "mine"}\n', "mine\nall mine\n", "[1]\n[2]\n"])
 def test_a_file_in_the_place_of_the_log_stays_as_it_is(content, splits, tmp_path):
-    (tmp_path / "a.jsonl").write_text(content * 2)
+    (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(InputError, match="a.jsonl is in the way and not a log"):
         run(TINY, splits, tmp_path / "a.pt")
-    assert (tmp_path / "a.jsonl").read_text() == content * 2
+    assert (tmp_path / "a.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize(("first", "second"), [("a.pt", "a.pth"), ("a.pth", "a"), ("a", "a.pt")])
+def test_checkpoints_whose_logs_would_have_one_name_are_refused(first, second, splits, tmp_path):
+    run(TINY, splits, tmp_path / first)
+    log = (tmp_path / "a.jsonl").read_text()
+    with pytest.raises(InputError, match=f"{first} is there, .*{second} .* another output"):
+        run(dataclasses.replace(TINY, seed=9), splits, tmp_path / second)
+    assert (tmp_path / "a.jsonl").read_text() == log
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_weights_that_the_last_step_breaks_are_no_result(validated, splits, tmp_path):
+    rate, last = train.learning_rate, dataclasses.replace(
+        TINY, labeled_images=len(splits.labeled)).total_steps - 1
+    with mock.patch.object(train, "learning_rate", lambda step, config: (
+            math.inf if step == last else rate(step, config))):
+        with pytest.raises(FloatingPointError, match="weights are not finite in the end"):
+            train.train(TINY, splits.labeled, splits.validation if validated else None,
+                        out=tmp_path / "a.pt")
+    assert not (tmp_path / "a.pt").exists()
 
 
 def test_a_log_that_cannot_be_written_ends_with_one_line(splits, tmp_path):

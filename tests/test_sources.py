@@ -381,7 +381,7 @@ def test_validation_is_a_tenth_of_a_folder_that_is_split(folders, monkeypatch):
 
     monkeypatch.setattr(iterate, "iterate", stop)
     run("--plan", "cifar10-cpu", "--train", folders / "labeled", "--test", folders / "test",
-        "--labels-per-class", "3", "--out", folders / "out")
+        "--labels-per-class", "3", "--allow-chance", "--out", folders / "out")
     assert [len(found[0].labeled), len(found[0].unlabeled), len(found[0].validation)] == [6, 4, 2]
 
 

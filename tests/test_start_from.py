@@ -134,6 +134,29 @@ def test_a_run_continues_with_the_conventions_it_began_with(splits, tmp_path):
     assert model.Checkpoint.load(parts).conventions == (False, 1e-3, True)
 
 
+@pytest.mark.parametrize("other_first", [True, False])
+def test_the_same_weights_under_a_name_with_other_conventions_are_another_start(
+        other_first, splits, tmp_path):
+    _, file, _ = release("AdvProp by its name", tmp_path)
+    plain = file.with_name("plain" + file.suffix)
+    plain.write_bytes(file.read_bytes())
+    first, second = (plain, file) if other_first else (file, plain)
+    config = dataclasses.replace(tiny.TINY, arch="b0", epochs=1, unlabeled_ratio=0)
+    tiny.run(config, splits, tmp_path / "a.pt", students=False, start=first)
+    with pytest.raises(InputError, match="another output"):
+        tiny.run(config, splits, tmp_path / "a.pt", students=False, start=second)
+
+
+def test_weights_loaded_into_a_used_network_bring_their_own_conventions_alone(tmp_path):
+    _, file, _ = release("AdvProp by its name", tmp_path)
+    found = model.Checkpoint.load(file, "b0")
+    network, images = found.network(), torch.randn(1, 3, 64, 64)
+    model.load_pretrained(network, found.weights, conventions=found.conventions._replace(
+        halves=False))
+    expected = dataclasses.replace(found, conventions=found.conventions._replace(halves=False))
+    assert torch.equal(network(images), expected.network().eval()(images))
+
+
 @pytest.mark.parametrize("arch", ["b1", "b7"])
 def test_released_weights_of_another_architecture_are_one_line(splits, tmp_path, arch):
     torch.save(timm.create_model("tf_efficientnet_b0").state_dict(), tmp_path / "b0.pth")

@@ -462,6 +462,16 @@ def test_resolution_fix_takes_the_last_rate_of_the_schedule_and_keeps_it():
     assert 930 < config.total_steps < 945  # 1.5 epochs of 2048 images a step
 
 
+@pytest.mark.parametrize(("epochs", "decay_epochs", "decays"), [
+    (90, 30, 2), (24, 2.4, 9), (91, 30, 3), (2, 2.4, 0)])
+def test_a_decay_that_no_step_has_seen_is_none_of_resolution_fixs(epochs, decay_epochs, decays):
+    before = TrainConfig(epochs=epochs, decay_epochs=decay_epochs, decay_rate=0.1)
+    assert train.resolution_fix(before, 800).learning_rate == pytest.approx(0.016 * 0.1**decays)
+    rate = train.learning_rate(before.total_steps - 1, before)
+    if decays:  # else it is still warming up
+        assert rate == pytest.approx(0.128 * 0.1**decays)
+
+
 def test_resolution_fix_after_a_cosine_falls_from_a_tenth_to_zero():
     config = train.resolution_fix(dataclasses.replace(TINY, labeled_images=8000), 48)
     first, last = (train.learning_rate(step, config) for step in (0, config.total_steps - 1))

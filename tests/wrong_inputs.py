@@ -177,7 +177,9 @@ CASES = [
     ("train", "", lambda: [move(f"labeled/b/{n}.png", f"aside/{n}.png") for n in range(6)],
      "a class without images"),
     ("train", "", lambda: break_all("labeled/b"), "not a readable image"),
-    ("train", "", lambda: write("labeled/c", b"a file"), "reads"),
+    ("train", "", lambda: write("labeled/c", b"a file"), "says 1 files left out"),
+    ("train", "", lambda: [os.makedirs(f"labeled/{c}/{name}") for c in "ab"
+                           for name in (".thumbnails", "@eaDir")], "reads"),
     ("train", "", lambda: write("labeled/a/list.csv", "0.png"), "says 1 files left out"),
     ("train", "", lambda: write("labeled/a/clip.mp4", b"\0" * 99), "says clip.mp4"),
     ("train", "", lambda: write("labeled/a/._0.png", b"\0"), "reads"),
