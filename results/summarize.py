@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from support import cli
+from support import InputError, cli
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Flags:
     """What to summarise"""
 
     reports: list[str]  # report.json of runs that differ in their seed
-    curves: cli.File | None = None  # picture to write: validation accuracy by step
+    curves: cli.File | None = None  # PNG to write: validation accuracy by step
 
 
 # The heading of each column, and the keys that lead to its figure in a report.
@@ -65,11 +65,14 @@ def draw(reports: list[dict], file: str) -> None:
     axes.set(xlabel="step", ylabel="validation top-1 (%)")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=80)
+    figure.savefig(file, dpi=80, format="png")
 
 
 def main(flags: Flags) -> None:
     reports = [json.loads(Path(file).read_text()) for file in flags.reports]
+    for file, report in zip(flags.reports, reports, strict=True):
+        if "generations" not in report:
+            raise InputError(f"{file} is no report.json of iterate.py")
     seeds = ", ".join(str(report["seed"]) for report in reports)
     generations = [*zip(*(report["generations"] for report in reports), strict=True)]
     robust = all(row.get("robustness") for rows in generations for row in rows)

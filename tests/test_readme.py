@@ -3,13 +3,23 @@
 import re
 from pathlib import Path
 
+import pytest
 import tiny
 import torch
 from PIL import Image
 
-from support import demo_images
+import augment
+import eval_robust
+import iterate
+import model
+import pseudo_label
+import train
+from model import Checkpoint
+from support import cli
+from support.images import UNKNOWN, ImageSet
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_a_checkpoint_in_python_classifies_a_photograph_and_is_exported(
@@ -20,12 +30,37 @@ def test_a_checkpoint_in_python_classifies_a_photograph_and_is_exported(
     tiny.run(tiny.TINY, splits, out, students=False)
     Image.new("RGB", (90, 60), (200, 30, 30)).save(tmp_path / "photograph.jpg")
     monkeypatch.chdir(tmp_path)
-    names = {}
+    names, found = {}, Checkpoint.load(out)
     exec(code, names)
-    assert capsys.readouterr().out.splitlines()[-1] in demo_images.CLASSES
+    pool = ImageSet(torch.tensor([UNKNOWN]), found.classes, files=("photograph.jpg",))
+    expected = pseudo_label.predict(found.network(), pool, found.image_size, workers=0)
+    assert capsys.readouterr().out.splitlines()[-1] == found.classes[expected.argmax()]
     program = torch.export.load(tmp_path / "student.pt2").module()
     logits = names["network"](names["pixels"])
+    torch.testing.assert_close(logits.softmax(1), expected)
     torch.testing.assert_close(program(names["pixels"]), logits)
+
+
+def test_every_flag_in_the_readme_exists(capsys):
+    for script in (iterate, train, pseudo_label, eval_robust):
+        with pytest.raises(SystemExit):
+            cli.parse(script.main, ["--help"])
+    known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    of_others = {"--nproc-per-node", "--numprocesses", "--dist"}  # torchrun, pytest
+    assert set(re.findall(r"--[a-z][a-z-]*", README)) <= known | of_others
+
+
+def test_what_the_readme_names_in_the_code_is_there():
+    modules = {"iterate": iterate, "train": train, "pseudo_label": pseudo_label, "augment": augment,
+               "eval_robust": eval_robust, "model": model}
+    for module, name in re.findall(r"`([a-z_]+)\.(?!py\b)([A-Za-z_]+)", README):
+        if module in modules:
+            assert hasattr(modules[module], name), f"{module}.{name}"
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
+def test_what_the_readme_links_to_is_there(link):
+    assert (ROOT / link).exists()
 
 
 def test_the_readme_is_read_in_minutes():

@@ -11,6 +11,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "results"))
 import summarize
 
+from support import InputError
+
 TEST = {"teacher": [60.0, 62.0, 70.0], "student": [66.0, 65.0, 70.5]}
 ALONE = [61.0, 66.0, 63.5]
 
@@ -54,3 +56,9 @@ def test_the_last_student_is_compared_with_the_others_seed_by_seed(reports, caps
 def test_the_curves_are_drawn(reports, tmp_path):
     summarize.main(summarize.Flags(reports, str(tmp_path / "curves.png")))
     assert np.asarray(Image.open(tmp_path / "curves.png")).std() > 5
+
+
+def test_a_json_that_is_no_report_is_named(tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(InputError, match="other.json is no report.json"):
+        summarize.main(summarize.Flags([str(tmp_path / "other.json")]))
