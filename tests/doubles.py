@@ -12,12 +12,13 @@ from model import Checkpoint, EfficientNet
 from pseudo_label import Labelling
 from support import InputError, cli, devices, plans, sources
 from support.images import ImageSet
+from support.weights import Conventions
 
 
 class Linear(torch.nn.Module):
     """A teacher that is quick, keeps what it was shown, and is a checkpoint of itself."""
 
-    rand_augment = (2, 9)
+    rand_augment, conventions = (2, 9), Conventions()
 
     def __init__(self, size=8, classes=4):
         super().__init__()

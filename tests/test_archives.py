@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -594,3 +595,19 @@ def test_the_command_itself(checkpoints, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("eval_robust.py: ")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_results_of_another_size_or_folder_are_not_continued(evaluate, checkpoints, tmp_path):
+    one, other = (folder_of_ten(tmp_path / name, checkpoints) for name in ("one", "other"))
+    assert evaluate("fgsm", one, "--epsilon", 0)[0] == 0
+    for folder, more, said in ((one, ("--image-size", 40), "image_size: 32, not 40"),
+                               (other, (), "data_dir: ")):
+        status, _, message = evaluate("fgsm", folder, "--epsilon", 0, *more)
+        assert status == 2 and f"other settings ({said}" in message[0]
+
+
+def test_classes_may_be_named_by_their_numbers(tmp_path):
+    digits = tuple(f"{number:02}" for number in range(100))
+    source = archives.TestSet("cifar100-c", str(tmp_path), "")
+    found = SimpleNamespace(arch="b0", classes=digits, image_size=32)
+    assert source.fit(found, eval_robust.Flags("a.pt"), 0).classes == digits

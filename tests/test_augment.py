@@ -638,3 +638,22 @@ def test_picture(tmp_path):
         pictures.append(Image.open(out))
         assert pictures[-1].width > 1200 and pictures[-1].height > 600
     assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_images_up_to_128_pixels_are_small():
+    for size, moved, half in ((96, 12, 12), (128, 16, 16), (129, 100, 40)):
+        assert level_to_value("TranslateX", 10, size) == moved
+        assert level_to_value("Cutout", 10, size) == half
+
+
+def test_cutout_of_small_images_comes_after_rand_augment():
+    """Inverted, its grey of 128 would be 127."""
+    class Inverts(RandAugment):
+        def draw(self, chance, height, width):
+            drawn = super().draw(chance, height, width)
+            drawn[..., 0] = OPERATIONS.index("Invert")
+            return drawn
+
+    images = torch.full((8, 3, 32, 32), 10, dtype=torch.uint8)
+    noised = augment.augment_cifar(images, Inverts(1, 5), Chance.of(images, None))
+    assert noised.unique().tolist() == [EMPTY, 245]

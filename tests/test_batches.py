@@ -382,3 +382,14 @@ def test_trainings_that_would_not_be_what_was_asked_for_are_refused(
     with pytest.raises(InputError, match=said):
         batches.check(dataclasses.replace(TINY, **config), splits.labeled,
                       tiny.pseudo_labels(splits.unlabeled), devices.Machine("cpu", **machine))
+
+
+def test_the_log_is_in_nats_and_percent():
+    logits = torch.tensor([[4.0, 0], [4, 0], [0, 4], [0, 4], [0, 4], [4, 0]])
+    batch = Batch(None, torch.tensor([0, 1]), torch.tensor([[0.1, 0.9]] * 4), torch.arange(6), 6)
+    logs = logits.log_softmax(1)
+    assert batches.describe([(torch.tensor(3.0), logits, batch)]) == pytest.approx({
+        "loss": 3.0, "loss_labeled": -(logs[0, 0] + logs[1, 1]).item() / 2,
+        "accuracy_labeled": 50.0,
+        "loss_unlabeled": -(0.1 * logs[2:, 0] + 0.9 * logs[2:, 1]).mean().item(),
+        "agreement_unlabeled": 75.0})

@@ -208,3 +208,23 @@ def test_translation_moves_by_whole_pixels(pictures):
     frames = list(corruptions.perturb(pictures, "translate", None))
     assert torch.equal(frames[10][..., 3:], pictures[..., :-3])
     assert torch.equal(frames[5][..., :-2], pictures[..., 2:])
+
+
+def test_sequences_have_cifar_10_ps_strength():
+    gray = torch.full((20, 3, 32, 32), 128, dtype=torch.uint8)
+
+    def frame(name, number):
+        frames = corruptions.perturb(gray, name, torch.Generator().manual_seed(0))
+        return [*frames][number].float() / 255
+
+    assert frame("gaussian_noise", 9).std().item() == pytest.approx(0.02, rel=0.02)
+    assert frame("shot_noise", 9).std().item() == pytest.approx((128 / 255 / 700) ** 0.5, rel=0.02)
+    assert frame("brightness", 30).mean().item() == pytest.approx(128 / 255 + 0.225, abs=0.002)
+    dot = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    dot[:, :, 16, 16] = 255
+    blurred = [*corruptions.perturb(dot, "motion_blur")][10]  # 90 degrees up from the right
+    assert (blurred[0, 0, 16] > 0).sum() == 1 and (blurred[0, 0, :, 16] > 0).sum() == 6
+    pictures = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    zoomed = sum(corruptions._zoom(pictures / 255, 1 + 0.004 * n) for n in range(31)) / 31
+    last = [*corruptions.perturb(pictures, "zoom_blur")][-1]
+    assert (last - 255 * zoomed).abs().max() < 0.51

@@ -417,3 +417,7 @@ def test_sets_too_large_for_memory_stay_files(own, monkeypatch):
     monkeypatch.setattr(datasets, "MEMORY_LIMIT", 8 * 8 * 3 * 25)
     splits = read(**own)  # 26 images
     assert splits.labeled.pixels is None and len(splits.labeled.files) == 18
+
+
+def test_the_demo_has_the_sizes_of_its_results():
+    assert datasets.demo.__defaults__ == (0, 8, 6_000, 50, 200)

@@ -25,6 +25,14 @@ def test_auto_prefers_cuda_to_mps_to_the_cpu(there, chosen, monkeypatch):
     assert devices.choose("auto").type == chosen
 
 
+def test_auto_is_xla_on_a_tpu_host_alone(monkeypatch):
+    monkeypatch.setattr(devices, "_start_xla", lambda: torch.device("meta"))
+    monkeypatch.setenv("PJRT_DEVICE", "TPU")
+    assert devices.choose("auto").type == "meta" and devices.choose("cpu").type == "cpu"
+    monkeypatch.setenv("PJRT_DEVICE", "CPU")
+    assert devices.choose("auto").type != "meta"
+
+
 def test_an_unknown_device_is_an_error():
     with pytest.raises(InputError, match="unknown device 'gpu'.*cuda"):
         devices.choose("gpu")

@@ -1,6 +1,7 @@
 """Robustness as sections 3.3 and 3.4 report it: the metrics, the attacks, the quick suite."""
 
 import copy
+import inspect
 import itertools
 import json
 from types import SimpleNamespace
@@ -614,3 +615,33 @@ def test_random_starts_are_uniform_in_the_ball():
                             random_start=True, generator=generator) - 128
     quarters = torch.histc(begun, 4, -16, 16) / begun.numel()
     assert begun.abs().max() <= 16 and (quarters - 0.25).abs().max() < 0.02
+
+
+def test_the_command_attacks_as_its_flags_say(monkeypatch):
+    seen = []
+    monkeypatch.setattr(eval_robust, "pgd", lambda model, images, labels, *how: (
+        seen.append(how[:4]) or images))
+    source = SimpleNamespace(
+        suite="pgd", classes="abc", allowed=lambda: None, frames=lambda name: 1,
+        read=lambda name: [(torch.zeros(3, 3, 2, 2), torch.arange(3))])
+    for flags in ({}, {"steps": 3, "step_size": 0.7, "random_start": True}):
+        eval_robust.measure(lambda images: torch.zeros(len(images), 3), source,
+                            eval_robust.Flags("a.pt", **flags), "4")
+    assert seen == [(4.0, 10, None, False), (4.0, 3, 0.7, True)]
+
+
+def test_the_quick_suite_draws_its_images_from_all_of_a_sorted_set(monkeypatch):
+    seen = []
+    monkeypatch.setattr(eval_robust.corruptions, "corrupt", lambda images, *_: images)
+
+    def model(pixels):
+        seen.append(pixels[:, 0, 0, 0].tolist())
+        return pixels.float().mean((2, 3))
+
+    images = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 32, 32)
+    found = eval_robust.quick_suite(model, images, torch.zeros(200).long(), limit=100,
+                                    fgsm_epsilons=())
+    assert len(set(seen[0])) == 100
+    assert 70 < np.mean(seen[0]) < 130 and 60 < np.mean(seen[0][:50]) < 140
+    assert (found["attacked"], found["sequences"], [*found["pgd_top1"]]) == (50, 10, ["1", "4"])
+    assert inspect.signature(eval_robust.quick_suite).parameters["limit"].default == 2000

@@ -265,3 +265,18 @@ def test_the_place_of_an_output_is_itself_or_its_nearest_parent(tmp_path):
     (tmp_path / "out").mkdir()
     assert files.require_place(tmp_path / "out", []) == tmp_path / "out"
     assert files.require_place(tmp_path / "out" / "new" / "a.pt", []) == tmp_path / "out"
+
+
+def test_a_lock_on_a_file_that_was_replaced_meanwhile_is_taken_again(tmp_path, monkeypatch):
+    path, taken, flock = tmp_path / "a.lock", [], files.fcntl.flock
+
+    def late(file, how):
+        flock(file, how)
+        taken.append(file)
+        if len(taken) == 1:  # the one before released it meanwhile, and another one made it anew
+            path.unlink()
+            path.touch()
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with files.lock("a run", path):
+        assert len(taken) == 2

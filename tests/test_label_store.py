@@ -350,3 +350,11 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(whole, tmp_pa
         labelled[number].update(images)
         assert f"pass {number}-{first // 10:06}" not in marks  # what is done is not done again
     assert labelled == {1: set(range(60)), 2: set(whole.unique.tolist())}
+
+
+def test_where_labels_json_was_removed_images_are_selected_anew(tmp_path):
+    label(Linear(), small_pool(), tmp_path / "old")
+    (tmp_path / "old" / "labels.json").unlink()
+    again, new = (label(Linear(), small_pool(), tmp_path / name, per_class=2)
+                  for name in ("old", "new"))
+    assert_same_labels(again, new)

@@ -10,7 +10,7 @@ from doubles import label, write_folders
 
 import pseudo_label
 from model import Checkpoint
-from support import cli, datasets
+from support import cli, datasets, predictions
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,23 @@ def test_chosen_labels_are_listed_for_the_eye(in_memory, teacher, pool, tmp_path
         assert float(confidence) == pytest.approx(probabilities[place].max().item(), abs=1e-4)
     copies = torch.from_numpy(np.array(labels.balanced)).bincount(minlength=len(rows)).tolist()
     assert [int(row[3]) for row in rows] == copies
+
+
+def test_a_list_goes_on_after_its_first_part(teacher, pool, tmp_path, monkeypatch):
+    def rows(name):
+        assert listed(teacher, pool, tmp_path / name, "--top", "99") == 0
+        return table(tmp_path / name)[1:]
+
+    whole = rows("whole.csv")
+    monkeypatch.setattr(predictions, "PART", 5)
+    assert len(whole[0]) == 1 + 2 * 10  # all classes that there are
+    for one, other in zip(rows("parts.csv"), whole, strict=True):
+        assert one[:2] == other[:2] and float(one[2]) == pytest.approx(float(other[2]), abs=2e-4)
+
+
+def test_a_list_that_fails_leaves_the_older_one(teacher, pool, tmp_path, monkeypatch):
+    (tmp_path / "list.csv").write_text("older")
+    monkeypatch.setattr(pseudo_label, "predict", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        listed(teacher, pool, tmp_path / "list.csv")
+    assert (tmp_path / "list.csv").read_text() == "older"

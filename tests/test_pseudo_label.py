@@ -553,3 +553,14 @@ def test_a_noised_teacher_has_other_chance_for_every_seed_and_part(teacher, tmp_
                                      batch_size=10))
     assert not np.array_equal(first, other)
     assert not np.array_equal(first[:10], first[10:20])
+
+
+def test_the_command_labels_the_images_of_earlier_labels_again(command, read, tmp_path):
+    assert run(*command, "--per-class", "3", "--out", tmp_path / "old") == 0
+    flags = [text for text in command if text not in ("--threshold", "0.05")]
+    assert run(*flags, "--temperature", "0.5", "--images-of", tmp_path / "old",
+                     "--out", tmp_path / "new") == 0
+    old, new = read("old"), read("new")
+    assert np.array_equal(new.unique, old.unique) and new.counts == old.counts
+    assert {key: new.settings[key] for key in ("threshold", "per_class", "temperature")} == {
+        "threshold": 0.05, "per_class": 3, "temperature": 0.5}

@@ -22,7 +22,7 @@ import model
 import pseudo_label
 import train
 from pseudo_label import Labelling
-from support import archives, batches, devices, optimization
+from support import archives, batches, corruptions, devices, optimization
 from support.batches import Batch
 from support.images import ImageSet
 from train import TrainConfig
@@ -507,3 +507,54 @@ def test_imagenet_c_and_p_are_resized_as_a_whole(suite, pixels, tmp_path, monkey
     resized = [np.asarray(view.resize((96, 96), Image.Resampling.BICUBIC)) for view in views]
     assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), np.stack(resized))
     assert set(labels.tolist()) == {6}
+
+
+# ---- The benchmarks of robustness ----
+
+# The numbers of make_cifar_c.py and corruptions.py in the repository of their authors, for
+# severities 1 to 5 one after the other; `corruptions.corrupt` says what they are.
+CIFAR_10_C = {
+    "gaussian_noise": "0.04 0.06 0.08 0.09 0.1",
+    "shot_noise": "500 250 100 75 50",
+    "impulse_noise": "0.01 0.02 0.03 0.05 0.07",
+    "defocus_blur": "0.3 0.4 0.4 0.5 0.5 0.6 1 0.2 1.5 0.1",
+    "glass_blur": "0.05 1 1 0.25 1 1 0.4 1 1 0.25 1 2 0.4 1 2",
+    "motion_blur": "6 1 6 1.5 6 2 8 2 9 2.5",
+    "zoom_blur": "1.06 1.11 1.16 1.21 1.26",
+    "snow":
+        "0.1 0.2 1 0.6 8 3 0.95 0.1 0.2 1 0.5 10 4 0.9 0.15 0.3 1.75 0.55 10 4 "
+        "0.9 0.25 0.3 2.25 0.6 12 6 0.85 0.3 0.3 1.25 0.65 14 12 0.8",
+    "frost": "1 0.2 1 0.3 0.9 0.4 0.85 0.4 0.75 0.45",
+    "fog": "0.2 3 0.5 3 0.75 2.5 1 2 1.5 1.75",
+    "brightness": "0.05 0.1 0.15 0.2 0.3",
+    "contrast": "0.75 0.5 0.4 0.3 0.15",
+    "elastic_transform": "0 0 0.08 0.05 0.2 0.07 0.08 0.06 0.06 0.1 0.04 0.05 0.1 0.03 0.03",
+    "pixelate": "0.95 0.9 0.85 0.75 0.65",
+    "jpeg_compression": "80 65 58 50 40",
+}
+IMAGENET_C = {
+    "gaussian_noise": "0.08 0.12 0.18 0.26 0.38",
+    "shot_noise": "60 25 12 5 3",
+    "impulse_noise": "0.03 0.06 0.09 0.17 0.27",
+    "defocus_blur": "3 0.1 4 0.5 6 0.5 8 0.5 10 0.5",
+    "glass_blur": "0.7 1 2 0.9 2 1 1 2 3 1.1 3 2 1.5 4 2",
+    "motion_blur": "10 3 15 5 15 8 15 12 20 15",
+    "zoom_blur": "1.11 1.16 1.21 1.26 1.31",
+    "snow":
+        "0.1 0.3 3 0.5 10 4 0.8 0.2 0.3 2 0.5 12 4 0.7 0.55 0.3 4 0.9 12 8 0.7 "
+        "0.55 0.3 4.5 0.85 12 8 0.65 0.55 0.3 2.5 0.85 12 12 0.55",
+    "frost": "1 0.4 0.8 0.6 0.7 0.7 0.65 0.7 0.6 0.75",
+    "fog": "1.5 2 2 2 2.5 1.7 2.5 1.5 3 1.4",
+    "brightness": "0.1 0.2 0.3 0.4 0.5",
+    "contrast": "0.4 0.3 0.2 0.1 0.05",
+    "elastic_transform": "2 0.7 0.1 2 0.08 0.2 0.05 0.01 0.02 0.07 0.01 0.02 0.12 0.01 0.02",
+    "pixelate": "0.6 0.5 0.4 0.3 0.25",
+    "jpeg_compression": "25 18 15 10 7",
+}
+
+
+@pytest.mark.parametrize(("table", "published"), [
+    (corruptions.SEVERITIES, CIFAR_10_C), (corruptions.AT_224, IMAGENET_C)])
+def test_severities_are_the_published_ones(table, published):
+    assert {name: np.ravel(values).tolist() for name, values in table.items()} == {
+        name: [*map(float, values.split())] for name, values in published.items()}

@@ -209,3 +209,10 @@ def test_a_worker_that_dies_is_one_line_with_the_flag_that_helps(decode, capsys)
     error = capsys.readouterr().err
     assert error.startswith("test_reading.py: a worker that reads images was killed, most likely")
     assert "--workers 0" in error and "--shm-size" in error and error.count("\n") == 1
+
+
+def test_each_batch_has_chance_of_its_own(filed):
+    one, again, other = (reading.evaluate(
+        lambda batch: torch.rand(len(batch), 1), in_memory(filed), 96, 2, devices.choose("cpu"), 0,
+        None, (seed,), None) for seed in (0, 0, 1))
+    assert len(one.unique()) == 6 and torch.equal(one, again) and not torch.equal(one, other)

@@ -262,3 +262,8 @@ def test_a_picture_of_the_papers_81_million_pseudo_labels_reads_none_beyond_the_
     labels = SimpleNamespace(images=Pool(), targets=Targets())
     picture._draw_images(Figure(), labels, ["a", "b"])
     assert len(read) == 40 and read[0] == 0 and read[-1] == 80_999_999
+
+
+def test_minutes_are_minutes():
+    text = report.time_table({"seconds": {"teacher": 90.0}})
+    assert text.splitlines()[-1].split() == ["teacher", "1.50"]

@@ -91,6 +91,17 @@ def test_a_run_goes_on_from_its_last_state_and_ends_with_the_same(tmp_path):
     assert not (tmp_path / "part.resume").exists() and count(part) is None  # finished
 
 
+def test_the_seconds_of_a_run_count_those_before_an_interruption(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        count(tmp_path / "a.pt", until=8)
+    state = torch.load(tmp_path / "a.resume", weights_only=True)
+    assert 0 < state["seconds"] < 100
+    torch.save(state | {"seconds": 1000.0}, tmp_path / "a.resume")
+    count(tmp_path / "a.pt")
+    seconds = [line["seconds"] for line in tiny.log_lines(tmp_path / "a.pt")]
+    assert seconds[2] < 100 and 1000 <= seconds[3] <= seconds[-1] < 1100  # after step 5
+
+
 def test_a_state_or_checkpoint_of_other_settings_is_named_with_the_first_that_differs(tmp_path):
     out = tmp_path / "a.pt"
     with pytest.raises(KeyboardInterrupt):

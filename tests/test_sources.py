@@ -209,14 +209,15 @@ def test_stl10_pool_has_unknown_labels_and_the_left_over_training_images(stand_i
     assert splits.test.pixels.shape == (4, 3, 32, 32)
 
 
-def test_imagenette_is_read_from_its_folders(stand_in, tmp_path):
+@pytest.mark.parametrize(("pixels", "edition"), [(160, 160), (161, 320), (224, 320)])
+def test_imagenette_is_read_from_the_folders_of_its_edition(stand_in, tmp_path, pixels, edition):
     def fake(root, split, download, size):
-        assert size == "160px" and download
-        write_classes(tmp_path / "imagenette2-160" / split, ["n01", "n02"], 4,
+        assert size == f"{edition}px" and download
+        write_classes(tmp_path / f"imagenette2-{edition}" / split, ["n01", "n02"], 4,
                       {"train": 1, "val": 2}[split] * 100)
 
     stand_in("imagenette", "Imagenette", fake)
-    splits = published("imagenette", tmp_path, 1, 1, 160)
+    splits = published("imagenette", tmp_path, 1, 1, pixels)
     assert splits.labeled.classes == ("n01", "n02")
     assert len(splits.unlabeled.files) == 4 and len(splits.test.files) == 8
 
@@ -396,3 +397,22 @@ def test_a_run_among_the_images_that_are_split_is_refused(own, capsys):
              "--out", f"{own.labeled}/run", "--device", "cpu"]
     assert cli.run(iterate.main, flags) == 2
     assert "would become a part of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["labeled", "unlabeled", "test", "val"])
+def test_an_output_among_any_of_the_images_is_refused(own, tmp_path, part):
+    source = replace(own, val=str(write_classes(tmp_path / "val", ["cat", "dog"], 3, 300)))
+    inside, said = Path(getattr(source, part), "out"), "would become a part of it"
+    with pytest.raises(InputError, match=said):
+        sources.choose(source, "own", train.TrainConfig(image_size=8),
+                       devices.Machine("cpu", workers=0), inside)
+    if part != "test":
+        with pytest.raises(InputError, match=said):
+            read_training(own, val=source.val, unlabeled=own.unlabeled, pseudo_label_dir="x",
+                          out=str(inside))
+    if part == "unlabeled":
+        flags = {"unlabeled": own.unlabeled, "top": 1, "images_of": None, "held_out": None,
+                 "shard": None}
+        for output in ({"out": str(inside), "csv": None}, {"csv": str(inside), "out": None}):
+            with pytest.raises(InputError, match=said):
+                sources.read_unlabeled(SimpleNamespace(**flags | output), {}, ("cat", "dog"), 0)

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 import iterate
 import model
 import train
-from support import InputError, cli, datasets, devices
+from support import InputError, cli, datasets, devices, runs
 from support.batches import Batch
 from train import TrainConfig
 
@@ -602,3 +602,27 @@ def test_an_error_is_the_last_line_and_stands_alone_below_the_progress_bar(
     *before, last, nothing = re.split("[\r\n]", capsys.readouterr().err)
     assert last.startswith("train.py: ") and not nothing
     assert not any("train.py: " in line for line in before)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (80, 10), (8000, 500)])
+def test_states_are_kept_twenty_times_a_run_or_every_500_steps(
+        epochs, steps, splits, tmp_path, monkeypatch):
+    seen = []
+
+    def stop(*given, every, **rest):
+        seen.append(every)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(runs, "Run", stop)
+    with pytest.raises(InputError, match="far enough"):
+        run(dataclasses.replace(TINY, epochs=epochs, evaluate_epochs=4), splits, tmp_path / "a.pt")
+    assert seen == [{"log": 1, "save": steps, "evaluate": 10}]  # 2.5 steps an epoch
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_network_is_compiled_if_asked_for(asked, splits, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(devices, "compiled", lambda network: seen.append(network) or network)
+    run(dataclasses.replace(TINY, epochs=0.4), splits, tmp_path / "a.pt",
+        machine=devices.Machine("cpu", compile=asked))
+    assert len(seen) == asked

@@ -15,6 +15,7 @@ from test_model import randomise
 
 import model
 from support import InputError
+from support.weights import known_conventions
 from train import TrainConfig
 
 REFERENCES = {
@@ -136,3 +137,12 @@ def test_another_number_of_classes_gets_a_fresh_classifier_when_asked():
     assert all(torch.equal(value, kept[key]) for key, value in source.state_dict().items())
     assert torch.equal(target.classifier.weight, fresh)
     assert torch.equal(target.head.weight, source.head.weight)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("efficientnet_b0.ra4_e3600_r224_in1k", (True, 1e-5, True)),
+    ("efficientnet_b0_ra-3dd342df", (True, 1e-5, False)),
+    ("tf_efficientnet_b0.ap_in1k", (False, 1e-3, True))])
+def test_timms_names_say_how_its_networks_pad_and_normalise(name, expected):
+    state = {"conv_stem.weight": torch.zeros(1)}
+    assert known_conventions(state, Path(f"{name}.pth")) == expected
