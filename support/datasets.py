@@ -68,7 +68,7 @@ def split(source: ImageSet, labels_per_class: int | None,
     for label, name in enumerate(source.classes):
         rows = (source.labels == label).nonzero().flatten()
         last = max(1, len(rows) // 10) if val_per_class is None else val_per_class
-        first = len(rows) - last if labels_per_class is None else labels_per_class
+        first = max(1, len(rows) - last) if labels_per_class is None else labels_per_class
         if len(rows) == 1:
             raise InputError(f"class {name}: a single image cannot be both labelled and held out: "
                              "add some, or give separate images for validation (--val)")

@@ -47,7 +47,8 @@ def read_checkpoint(path: str | Path, arch: str | None = None) -> Iterator[dict]
     statement, comes out as an InputError of one line.
     """
     if not Path(path).is_file():
-        raise InputError(f"there is no checkpoint {path}: train one with train.py")
+        raise InputError(f"there is no checkpoint {path}: train one with train.py, "
+                         "or give a file of released weights")
     kind = "checkpoint"
     try:
         if Path(path).suffix == ".safetensors":
