@@ -120,6 +120,12 @@ def test_split_folder_refuses_impossible_counts_and_names_the_class(tmp_path, la
         read(train=train, test=test, labels_per_class=labels, val_per_class=val)
 
 
+def test_more_validation_images_than_there_are_leave_one_labelled_image_to_ask_for(tmp_path):
+    labeled = folders.list_classes(write_classes(tmp_path / "labeled", ["a", "b"], 7))
+    with pytest.raises(InputError, match="class a: 1 labelled and 9 validation images .* of 7"):
+        datasets.split(labeled, labels_per_class=None, val_per_class=9)
+
+
 def test_split_folder_refuses_to_leave_no_pool(tmp_path):
     train = write_classes(tmp_path / "train", ["a", "b"], 7)
     test = write_classes(tmp_path / "test", ["a", "b"], 1, first_seed=100)
