@@ -508,7 +508,7 @@ def one_level_too_high(folders):
     (None, ["--arch", "0.5x0.5", "0.25x0.34"], "smaller than its teacher"),
     (None, ["--arch", "b99"], "b99"),
     (None, ["--labels-per-class", "9"], "class bright: 9 labelled and"),
-    (None, ["--val-per-class", "6"], "class bright: 0 labelled and 6 validation"),
+    (None, ["--val-per-class", "6"], "class bright: 1 labelled and 6 validation"),
     (one_level_too_high, [], "only one class folder, labeled"),
     (None, ["--dropout", "2"], "--dropout 2.0: give 0 or more and below 1"),
     (None, ["--survival-prob", "0"], "--survival-prob 0.0: give more than 0 and up to 1"),
