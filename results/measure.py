@@ -80,9 +80,15 @@ def read_splits(data: str, labels: int, size: int, pool: str = "all",
     """A seed's images at `size` pixels: `labels` labelled ones of each class, those after the
     previous seed's, and one of the pools: all, a share drawn at random ("1/8"), only images of the
     classes ("in-domain"), or as many of other classes ("out-of-domain").
+
+    InputError if a class has too few labelled images for this seed to have new ones.
     """
     whole, classes = read_all(data, size), range(len(read_all(data, size).labeled.classes))
     rows = [(whole.labeled.labels == label).nonzero().flatten() for label in classes]
+    if len(fewest := min(rows, key=len)) < (seed + 1) * labels:
+        raise InputError(f"{data}/labeled: seed {seed} needs {(seed + 1) * labels} images of each "
+                         f"class, {labels} of them new ones, but one has {len(fewest)}: give fewer "
+                         "--labels, or lower --seeds")
     in_turn = torch.cat([of_class.roll(-seed * labels) for of_class in rows])
     splits = replace(whole, labeled=datasets.first(whole.labeled.subset(in_turn), labels))
     if pool == "all":

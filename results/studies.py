@@ -3,11 +3,11 @@
     python results/studies.py --data DIR                                all of it, five seeds
     python results/studies.py --data DIR --only finding-3 --seeds 0     one study, one seed
 
-A study is a claim of the paper, some runs, and the one contrast that decides on it; all three were
-written here before the first run. A run is a chain of generations, as in iterate.py, on one of the
-pools. Only runs of one seed are compared: they share their teachers, and their n-th generations
-start from the same weights if they have the same architecture. studies.json holds what was
-measured: the same command goes on from there, and results/verdicts.py makes studies.md and
+A study is a claim of the paper, some runs, and the one contrast that decides on it, which was
+written here before any of its runs was measured. A run is a chain of generations, as in iterate.py,
+on one of the pools. Only runs of one seed are compared: they share their teachers, and their n-th
+generations start from the same weights if they have the same architecture. studies.json holds what
+was measured: the same command goes on from there, and results/verdicts.py makes studies.md and
 studies.png from it alone.
 
 DIR holds labeled, val and test with a folder for each class, pool, and pool-truth.csv, which says
@@ -63,6 +63,9 @@ EVENLY, AS_IT_IS = {"per_class": 8_000}, {"balance": False}
 LARGEST = "0.75x0.5"
 SIZES = SMALLER, ARCH, LARGER, LARGEST
 LONG = BASE.epochs * 3
+# The student sees three pseudo-labelled images for each labelled one, the supervised model none.
+AS_MANY_IMAGES = Run((replace(teacher(), config=replace(
+    BASE, epochs=BASE.epochs * (1 + BASE.unlabeled_ratio))),))
 
 
 def of_share(parts: int, noised_teacher: bool = False, **changes) -> Run:
@@ -83,6 +86,10 @@ def table_6(parts: int) -> dict[str, Run]:
     }
 
 
+# So short a training may need all the fit it gets: does noise help once there is time for it?
+TABLE_6_LONG = {
+    f"{name}, three times the steps": of_share(1, unlabeled_ratio=1, epochs=LONG, **changes)
+    for name, changes in (("Noisy Student", {}), ("student w/o Aug, SD, Dropout", NO_NOISE))}
 FROM_TEACHER = {
     "from scratch, short": chain(student(epochs=BASE.epochs / 4)),
     "from the teacher, short": chain(student(from_teacher=True, epochs=BASE.epochs / 4)),
@@ -101,7 +108,7 @@ ITERATIONS = {
 STUDIES = {
     "table-6": Study(
         "without noise on its unlabelled images the student is worse", "4.1, table 6, 130M",
-        Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6(1)),
+        Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6(1) | TABLE_6_LONG),
     "table-6-small": Study(
         "the same holds with a small pool (the paper has no RandAugment there; here as above)",
         "4.1, table 6, 1.3M",
@@ -114,7 +121,7 @@ STUDIES = {
         "4.1", Contrast("Noisy Student", "student w/o Aug, SD, Dropout", figure="loss_gap"),
         table_6(1)),
     "table-7": Study(
-        "each iteration improves on the one before", "4.2, table 7",
+        "a second iteration improves on the first", "4.2, table 7",
         Contrast("iteration 2", "iteration 1"), ITERATIONS),
     "table-7-longer": Study(
         "and not only because it trains longer (a control, not a claim of the paper)",
@@ -127,10 +134,16 @@ STUDIES = {
                tuple(f"{arch}, supervised" for arch in SIZES)),
         {f"{arch}, {name}": run for arch in SIZES for name, run in (
             ("supervised", Run((teacher(arch),))), ("student", chain(student(arch), by=arch)))}),
+    "figure-2-longer": Study(
+        "and not only because it sees more images (a control, not a claim of the paper)",
+        "3.2, figure 2", Contrast("student", "supervised, as many images"),
+        {"supervised": SUPERVISED, "supervised, as many images": AS_MANY_IMAGES,
+         "student": NOISY}),
     "finding-1": Study(
         "a larger, better teacher makes a better student", "4.3, finding 1",
         Contrast(f"teacher {LARGEST}", f"teacher {SMALLER}"),
-        {f"teacher {arch}": chain(student(), by=arch) for arch in (SMALLER, ARCH, LARGEST)}),
+        {f"teacher {arch}": chain(student(), by=arch) for arch in (SMALLER, ARCH, LARGEST)}
+        | {f"itself, {arch}": Run((teacher(arch),)) for arch in (SMALLER, ARCH, LARGEST)}),
     "finding-2": Study(
         "much unlabelled data is needed", "4.3, finding 2", Contrast("all of the pool", "1/16"),
         {f"1/{parts}": of_share(parts) for parts in (16, 8, 4, 2)} | {"all of the pool": NOISY}),
@@ -138,7 +151,8 @@ STUDIES = {
         "soft labels are better than hard ones on images of other classes, in certain cases",
         "4.3, finding 3",
         Contrast("soft, out of domain", "hard, out of domain", sometimes=True),
-        # Without the filter, which would spare hard labels the images that they fit least.
+        # Without a threshold, which would spare hard labels most images that they fit badly. In
+        # the loss hard labels are smoothed, as the authors' are.
         {f"{kind}, {pool.replace('-', ' ')}": chain(
             student(labels={"kind": kind, "threshold": 0.0}), pool=pool)
          for pool in ("in-domain", "out-of-domain") for kind in ("soft", "hard")}),
@@ -148,10 +162,11 @@ STUDIES = {
         {f"student {arch}": chain(student(arch)) for arch in (ARCH, LARGER)}
         | {f"supervised {arch}": Run((teacher(arch),)) for arch in (ARCH, LARGER)}),
     "finding-5": Study(
-        "balancing the classes helps small models", "4.3, finding 5",
+        "balancing the classes helps small models (here: by copies alone)", "4.3, finding 5",
         Contrast(f"{SMALLER}, balanced", f"{SMALLER}, as it is"),
         {f"{arch}, {name}": chain(student(arch, labels), by=arch) for arch in (SMALLER, LARGER)
-         for name, labels in (("balanced", EVENLY), ("as it is", AS_IT_IS))}),
+         for name, labels in (("balanced", EVENLY), ("as it is", AS_IT_IS),
+                              ("balanced, 200 of each class", None))}),
     "finding-6": Study(
         "joint training is better than pretraining on the pool and fine-tuning on the labels",
         "4.3, finding 6", Contrast("joint", "pretrained, fine-tuned"),
@@ -170,15 +185,16 @@ STUDIES = {
     **{f"robustness-{short}": Study(
         f"students are more robust: {words}", where,
         Contrast("student", "supervised", figure=figure),
-        {"supervised": SUPERVISED, "student": NOISY}) for short, words, where, figure in (
+        {"supervised": SUPERVISED, "supervised, as many images": AS_MANY_IMAGES,
+         "student": NOISY}) for short, words, where, figure in (
             ("c", "corruptions (minus the error, in percent)", "3.3, table 4", "corruptions"),
             ("p", "perturbations (minus the flips, in percent)", "3.3, table 5", "flips"),
             ("fgsm", "FGSM at epsilon 4", "3.4, figure 4", "fgsm"))},
     "threshold": Study(
         "images of low confidence, often out of domain, do harm", "2, 3.1",
-        Contrast("threshold 0.6", "threshold 0"),  # 0.3 filters little with ten classes
+        Contrast("threshold 0.3", "threshold 0"),  # higher ones leave few images of some classes
         {f"threshold {value:g}": chain(student(labels={"threshold": value, "per_class": None}))
-         for value in (0.0, 0.3, 0.6, 0.9)}),
+         for value in (0.0, 0.3, 0.6, 0.9)} | {"0.3, only the 200 most confident": NOISY}),
     "temperature": Study(
         "soft labels are used as they are (not a claim of the paper: sharpened ones do as well)",
         "3.1",
@@ -203,9 +219,14 @@ a {ARCH}, trained for {STEPS:,} steps of {BASE.batch_size} labelled images, a st
 {BASE.unlabeled_ratio} pseudo-labelled ones for each, from the {plans.TINY_LABELS["per_class"]}
 most confident of each class. Only table 6 has one for each, as in the paper; a share of the pool
 has its share of the {plans.TINY_LABELS["per_class"]}; finding 3 has no threshold, finding 5 no
-limit for a class, the studies of thresholds one of 800. The checkpoint is the best on validation;
-the test set is read once a run, after all choices. So few test images alone leave a standard error
-of 1.5 points in a figure, and less in a difference within a seed.
+limit for a class, the thresholds one of 800 (the 200 of the plan were chosen on validation, among
+others with labelled images of the first two seeds). Fine-tuning after pretraining has the plan's
+learning rate, not one of its own. With so few steps each pseudo-labelled image is seen many times
+even at a ratio of 1, and a network that learns against noise may not have converged.
+
+The checkpoint is the best on validation; the test set is read once a run, after all choices. So few
+test images alone leave a standard error of 1.5 points in a figure, and about as much in a
+difference within a seed.
 
     python results/studies.py --data DIR"""
 BAR = "{desc}: {percentage:.0f}% |{bar:30}| {elapsed}, {remaining} left"
@@ -232,7 +253,8 @@ def measure(flags: Flags) -> None:
     folder, file, names = Path(flags.runs), Path(flags.results), flags.only or [*STUDIES]
     if unknown := [name for name in names if name not in STUDIES]:
         raise InputError(f"--only {unknown[0]}: choose from {', '.join(STUDIES)}")
-    splits = read_splits(flags.data, flags.labels, BASE.image_size)
+    seeds = flags.seeds or range(5)
+    splits = read_splits(flags.data, flags.labels, BASE.image_size, seed=max(seeds))
     here = {"processor": processor(), "torch": torch.__version__}
     contents = images.digests(read_all(flags.data, BASE.image_size)) | {"labels": flags.labels}
     known = json.loads(file.read_text()) if file.exists() else {"images": contents, "seeds": {}}
@@ -246,7 +268,7 @@ def measure(flags: Flags) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True,
                             capture_output=True).stdout.strip()
     waiting: dict[tuple, Run] = {}
-    for seed in flags.seeds or range(5):
+    for seed in seeds:
         fresh = here | {"runs": {}}
         found = known["seeds"].setdefault(str(seed), fresh)
         if wanted.keys() - found["runs"].keys() and not here.items() <= found.items():

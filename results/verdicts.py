@@ -145,15 +145,15 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     chance = f"{decidable * 0.025:.2f} of the {decidable}"
     return "\n\n".join([
         "# The paper's tables and findings, measured on a small scale", about,
-        f"In all {minutes / 60:.1f} hours of one core.",
+        f"In all {minutes / 60:.1f} hours of one core, without what was interrupted.",
         table(["seed", "runs", "processor", "torch", "commit"], measured),
         "The difference has the paper's sign: above zero the claim holds here. In brackets: "
         "the 95 % confidence interval of its mean.",
         table(["paper", "claim", "here", "verdict"], lines),
         f"If nothing had any effect, chance alone would be expected to call {chance} claims of a "
-        "difference reproduced and as many contradicted. All seeds have the same images for "
-        "validation and test and, where a study takes all of it, the same pool: the intervals do "
-        "not cover the choice of these.",
+        "difference reproduced and as many contradicted, some of them together: claims share "
+        "runs. All seeds have the same images for validation and test and, where a study takes "
+        "all of it, the same pool: the intervals do not cover the choice of these.",
         "![Each study's runs](studies.png)", *sections]) + "\n"
 
 

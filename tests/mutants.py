@@ -746,6 +746,7 @@ PLACES = {
         ("students do not wait", "(seed, run.before.key) not in busy", "True"),
         ("three at once", "ready[: processes - len(running)]", "ready"),
         ("the same labelled images for each seed", ".roll(-seed * labels)", ""),
+        ("labelled images of an earlier seed", "< (seed + 1) * labels", "< labels"),
         ("the same shares of the pool for each seed", "default_rng(seed)", "default_rng(0)"),
         ("runs go on without their teacher", "not builds_on(other, run)", "True"),
     ],

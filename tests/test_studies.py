@@ -27,7 +27,7 @@ from support import InputError, datasets, files, images
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from results import measure, studies, verdicts
 from results.measure import Run
-from results.studies import NOISY, STUDIES, SUPERVISED
+from results.studies import AS_MANY_IMAGES, NOISY, STUDIES, SUPERVISED
 
 CONFIG = dataclasses.replace(TINY, epochs=1.0)
 TEACHER = Generation("teacher", CONFIG)
@@ -38,7 +38,7 @@ STUDENT = Generation("student", CONFIG, Labelling(threshold=0.0, per_class=4))
 def data(tmp_path_factory):
     """Folders of drawn images; a third of the pool shows none of the classes."""
     folder = tmp_path_factory.mktemp("data")
-    splits = datasets.demo(0, labels_per_class=2, unlabeled=48, val_per_class=1, test_per_class=1)
+    splits = datasets.demo(0, labels_per_class=4, unlabeled=48, val_per_class=1, test_per_class=1)
     for name, part in (("labeled", splits.labeled), ("val", splits.validation),
                        ("test", splits.test)):
         write_images(part, folder / name)
@@ -69,7 +69,13 @@ def test_findings_1_to_8_and_the_tables_each_have_a_study():
 
 
 def test_robustness_is_measured_for_what_its_studies_compare():
-    assert {NOISY.key, SUPERVISED.key} == studies.ROBUST
+    assert {NOISY.key, SUPERVISED.key, AS_MANY_IMAGES.key} == studies.ROBUST
+
+
+def test_a_supervised_model_sees_as_many_images_as_a_student():
+    (alone,), (_, student) = (run.generations for run in (AS_MANY_IMAGES, NOISY))
+    seen = student.config.epochs * (1 + student.config.unlabeled_ratio)
+    assert alone.config == dataclasses.replace(student.config, epochs=seen)
 
 
 def test_runs_share_their_teachers_whatever_they_are_called():
@@ -112,12 +118,14 @@ def test_pools_are_shares_of_the_whole_or_of_one_origin(data):
 
 
 def test_each_seed_has_labelled_images_and_shares_of_the_pool_of_its_own(data):
-    splits = [measure.read_splits(data, 1, 32, "1/8", seed) for seed in range(3)]
-    first, second, again = (set(map(str, one.labeled.files)) for one in splits)
-    assert len(first) == len(second) == 10 and not first & second and again == first
+    splits = [measure.read_splits(data, 1, 32, "1/8", seed) for seed in range(2)]
+    first, second = (set(map(str, one.labeled.files)) for one in splits)
+    assert len(first) == len(second) == 10 and not first & second
     assert all(one.labeled.labels.bincount().tolist() == [1] * 10 for one in splits)
     assert splits[0].unlabeled.files != splits[1].unlabeled.files
     assert len({one.validation.files for one in splits}) == 1
+    with pytest.raises(InputError, match="seed 4 needs 5 images of each class"):
+        measure.read_splits(data, 1, 32, seed=4)
 
 
 # ---- Measuring ----
@@ -125,17 +133,17 @@ def test_each_seed_has_labelled_images_and_shares_of_the_pool_of_its_own(data):
 
 def test_a_run_trains_its_last_generation_after_the_others(data, tmp_path):
     teacher, student = Run((TEACHER,)), Run((TEACHER, STUDENT))
-    rows = [measure.measure(run, 3, data, 2, tmp_path, False) for run in (teacher, student)]
+    rows = [measure.measure(run, 1, data, 2, tmp_path, False) for run in (teacher, student)]
     assert {path.name for path in tmp_path.glob("*.pt")} == {
-        f"3-{teacher.key}.pt", f"3-{student.key}.pt"}
-    labels = json.loads((tmp_path / f"3-{student.key}" / "labels.json").read_text())
+        f"1-{teacher.key}.pt", f"1-{student.key}.pt"}
+    labels = json.loads((tmp_path / f"1-{student.key}" / "labels.json").read_text())
     assert labels["counts"]["pool"] == 48
-    found = Checkpoint.load(tmp_path / f"3-{student.key}.pt")
+    found = Checkpoint.load(tmp_path / f"1-{student.key}.pt")
     network, test = found.network(), measure.read_splits(data, 2, 32).test
     assert rows[1]["test_top1"] == iterate.train.accuracy(network, test, 32, iterate.devices.CPU)
     assert rows[0]["loss_unlabeled"] is None and "corruptions" not in rows[0]
     assert "unique" not in rows[0] and rows[1]["unique"] == labels["counts"]["unique"]
-    lines = [json.loads(line) for line in (tmp_path / f"3-{student.key}.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / f"1-{student.key}.jsonl").open()]
     last = [line for line in lines if "loss_unlabeled" in line][-1]
     assert rows[1]["loss_unlabeled"] == last["loss_unlabeled"]
     assert rows[1]["loss_gap"] == rows[1]["loss_labeled"] - rows[1]["loss_unlabeled"]
@@ -143,19 +151,20 @@ def test_a_run_trains_its_last_generation_after_the_others(data, tmp_path):
 
 def test_a_run_gives_the_figures_of_the_loop(data, tmp_path):
     """iterate.iterate, with the same seeds, on the same images."""
-    generations = tuple(dataclasses.replace(one, config=dataclasses.replace(one.config, seed=3))
+    generations = tuple(dataclasses.replace(one, config=dataclasses.replace(one.config, seed=1))
                         for one in (TEACHER, STUDENT))
-    loop = iterate.iterate(generations, measure.read_splits(data, 2, 32), tmp_path / "loop",
-                           iterate.devices.CPU, labels_only=False, robustness=False)
+    loop = iterate.iterate(generations, measure.read_splits(data, 2, 32, seed=1),
+                           tmp_path / "loop", iterate.devices.CPU, labels_only=False,
+                           robustness=False)
     found = tmp_path / "found"
     found.mkdir()
     for row, run in zip(loop["generations"], (Run((TEACHER,)), Run((TEACHER, STUDENT))),
                         strict=True):
-        measured = measure.measure(run, 3, data, 2, found, False)
+        measured = measure.measure(run, 1, data, 2, found, False)
         assert measured["test_top1"] == row["test_top1"]
     for name, run in (("teacher", Run((TEACHER,))), ("student", Run((TEACHER, STUDENT)))):
         weights = [torch.load(file, weights_only=True)["model"] for file in (
-            tmp_path / "loop" / f"{name}.pt", found / f"3-{run.key}.pt")]
+            tmp_path / "loop" / f"{name}.pt", found / f"1-{run.key}.pt")]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 

@@ -112,7 +112,7 @@ def test_the_page_has_each_claim_its_figures_and_its_verdict(known):
     assert "| student | 54.0 | 56.0 | 58.0 | 56.00 +- 2.00 | 99.00 +- 0.00 | - |" in page
     assert "| other | 52.0 | 53.0 | - | 52.50 +- 0.71 |" in page
     assert "by seed +4.00 (0), +5.00 (1), +6.00 (2): **reproduced**." in page
-    assert "In all 4.0 hours of one core." in page  # eight runs of half an hour
+    assert "In all 4.0 hours of one core, " in page  # eight runs of half an hour
     assert "call 0.05 of the 2 claims of a difference reproduced" in page
     assert "| 0 | 3 | some | 2 | old |" in page and "| 2 | 2 | some | 2 | abc |" in page
 
