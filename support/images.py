@@ -5,6 +5,7 @@ worker processes decode when a batch needs them (reading.py).
 """
 
 import contextlib
+import errno
 import functools
 import os
 import warnings
@@ -33,6 +34,8 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # by EXIF's orientation
+# Errors of a disk or of the machine; any other is the file's own.
+FOR_NOW = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,16 +187,31 @@ def to_array(image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
+def _lost(file: str) -> bool:
+    """Whether its folder is empty or gone, as when a disk has dropped out."""
+    try:
+        with os.scandir(os.path.dirname(file) or ".") as entries:
+            return not any(entries)
+    except OSError:
+        return True
+
+
 def inspect(item: str | np.ndarray, size: int | None,
             skip_broken: bool = False) -> tuple[np.ndarray | None, bytes]:
     """Pixels (3, size, size), or None if size is None, of a file or an (H, W, 3) array, and a
     fingerprint that is equal for equal images, whatever their names and formats.
 
-    A file that cannot be read is an InputError or, with `skip_broken`, (None, b"").
+    A file that cannot be read is an InputError or, with `skip_broken`, (None, b""), unless it is
+    its disk or this machine that fails: else a lost disk would pass for one of broken images.
     """
     try:
         image = read_image(item) if isinstance(item, str) else Image.fromarray(item)
-    except InputError:
+    except InputError as error:
+        cause = error.__cause__
+        number = errno.ENOMEM if isinstance(cause, MemoryError) else getattr(cause, "errno", None)
+        if number in FOR_NOW or _lost(item):
+            raise InputError(f"{item}: cannot be opened at present ({cause}): the same command "
+                             "continues once it can be") from None
         if skip_broken:
             return None, b""
         raise

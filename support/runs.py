@@ -85,7 +85,10 @@ class Run:
         try:
             contents = torch.load(path, map_location="cpu", weights_only=True)
             found = json.loads(contents["meta"])
-        except Exception:  # another kind of file, or a directory, raises nearly anything
+        except Exception as error:  # another kind of file, or a directory, raises nearly anything
+            if isinstance(error, OSError) and not path.is_dir():
+                raise InputError(f"{path} was not read ({error}): the same command continues once "
+                                 "it can be") from None
             raise InputError(f"{path} is in the way and not a checkpoint of train.py: remove it, "
                              "or choose another output") from None
         require_same(path, found, self.settings)

@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path, arch: str | None = None) -> Iterator[dict]
                    "conventions": known_conventions(state, Path(path))}
     except Exception as error:  # a broken file, or one of another kind, raises nearly anything
         reason = "damaged, or holds other objects than tensors"
-        if isinstance(error, ValueError):
+        if isinstance(error, (ValueError, OSError)):
             reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read as a {kind} ({reason})") from None
 

@@ -1,5 +1,6 @@
 """Sets of images: files are found, decoded, cropped and recognised."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -134,6 +135,33 @@ def test_a_fingerprint_is_of_pixels_and_shape_not_of_name_and_format(tmp_path):
                                 for name in ("a.png", "b.bmp", "c.png", "wide.png"))
     assert first == same == images.inspect(np.asarray(noise(0)), 8)[1]
     assert len({first, other, wide}) == 3
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EMFILE, "Too many open files"),
+    MemoryError()])
+def test_a_failing_disk_or_machine_is_not_a_broken_image(monkeypatch, tmp_path, error):
+    noise(0).save(tmp_path / "0.png")
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(images.Image, "open", fail)
+    with pytest.raises(InputError, match="0.png: cannot be opened at present .*continues"):
+        images.inspect(str(tmp_path / "0.png"), 8, skip_broken=True)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_images_that_vanish_with_their_folder_are_not_broken_ones(tmp_path, empty):
+    """As after a network disk has dropped out; one that vanishes alone is left out, and named."""
+    pool = tmp_path / "pool"
+    if empty:
+        pool.mkdir()
+    with pytest.raises(InputError, match="0.png: cannot be opened at present"):
+        images.inspect(str(pool / "0.png"), 8, skip_broken=True)
+    pool.mkdir(exist_ok=True)
+    noise(0).save(pool / "1.png")
+    assert images.inspect(str(pool / "0.png"), 8, skip_broken=True) == (None, b"")
 
 
 def killed(item, size, skip_broken):

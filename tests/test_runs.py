@@ -1,6 +1,7 @@
 """A run's files: claimed, continued after any interruption, logged, and never mixed up."""
 
 import dataclasses
+import errno
 import json
 import math
 import re
@@ -318,6 +319,20 @@ def test_a_full_disk_ends_with_one_line_and_leaves_the_older_checkpoint(splits, 
     assert state["step"] == 4
     assert not list((tmp_path / "run").glob("*.tmp"))
     assert cli.run(train.main, arguments) == 0  # with room again it goes on
+
+
+def test_a_state_that_a_disk_does_not_give_back_is_not_called_another_file(
+        splits, tmp_path, monkeypatch):
+    """Whoever reads "remove it" would lose the training."""
+    run(TINY, splits, tmp_path / "a.pt")
+    (tmp_path / "a.pt").rename(tmp_path / "a.resume")
+
+    def fail(*arguments, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(runs.torch, "load", fail)
+    with pytest.raises(InputError, match="a.resume was not read .*continues once it can be"):
+        run(TINY, splits, tmp_path / "a.pt")
 
 
 # ---- The log ----

@@ -1,5 +1,6 @@
 """Weights of others: the names they come under, and networks that compute what theirs compute."""
 
+import errno
 import json
 import pickle
 from dataclasses import asdict
@@ -84,6 +85,18 @@ def test_a_plain_pickle_is_refused_without_a_word_of_pytorchs(tmp_path, recwarn,
     with pytest.raises(InputError, match="plain.pkl cannot be read as a checkpoint .damaged, or"):
         model.Checkpoint.load(tmp_path / "plain.pkl", "b0")
     assert not recwarn.list and capfd.readouterr() == ("", "")
+
+
+def test_a_checkpoint_that_a_disk_does_not_give_back_is_not_called_damaged(
+        tmp_path, monkeypatch):
+    torch.save({}, tmp_path / "a.pt")
+
+    def fail(*arguments, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(InputError, match="a.pt cannot be read as a checkpoint .*Input/output"):
+        model.Checkpoint.load(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(("change", "said"), [
