@@ -167,7 +167,7 @@ def training(config, labeled: ImageSet, pseudo: PseudoLabels | None, crop: Crop 
         rows, batches = rows[:0], itertools.repeat((rows[:0], labeled.pixels))
     for (index, pixels), (pseudo_index, pseudo_pixels) in zip(batches, pseudo_batches,
                                                               strict=False):
-        targets = torch.from_numpy(pseudo.targets[pseudo_index]).float()
+        targets = torch.from_numpy(pseudo.targets[pseudo_index.numpy()]).float()
         if pseudo.kind == "hard":
             targets = targets.argmax(1)
         pixels = torch.cat([pixels, pseudo_pixels]) if config.joint else pseudo_pixels

@@ -178,6 +178,15 @@ def test_pseudo_labelled_images_alone_keep_their_places(splits):
     assert torch.equal(alone.targets, joint.targets)
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_one_pseudo_labelled_image_a_step_is_a_batch_too(splits, kind):
+    config = dataclasses.replace(TINY, labeled_images=len(splits.labeled), batch_size=1,
+                                 unlabeled_ratio=1)
+    pseudo = dataclasses.replace(tiny.pseudo_labels(splits.unlabeled), kind=kind)
+    batch = next(batches.training(config, splits.labeled, pseudo, None))
+    assert batch.targets.shape == ((1,) if kind == "hard" else (1, 10))
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize(("size", "crops"), [(32, "auto"), (72, "auto"), (32, "imagenet"),
                                              (72, "cifar")])
