@@ -1,6 +1,7 @@
 """From images to batches: the one reader with its workers; applying a function to all images."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 from support import InputError, devices, images
 from support.images import ImageSet
+
+AT_ONCE = 128  # images that a worker hands over together
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,35 @@ class _Decoder:
 def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterator:
     """For each list of keys in `batches`, what `decode(key)` returns for these, stacked.
 
-    `workers` processes decode, each at most two batches ahead (so `batches` may be endless). An
+    `workers` processes decode parts of up to AT_ONCE keys: each at most two parts ahead or, if that
+    is more, all of them together one batch, however many they are. (`batches` may be endless.) An
     array becomes (B, ...), a tuple of arrays a list of these. `decode`'s InputError is raised here.
     """
     own = torch.Generator()  # else the loader would draw from torch's global one
+    batches = iter(batches)
+    first = [*itertools.islice(batches, 1)]
+    batches, ahead = itertools.tee(itertools.chain(first, batches))
+    parts = (keys[row: row + AT_ONCE] for keys in ahead for row in range(0, len(keys), AT_ONCE))
+    each = max(2, -(-sum(map(len, first)) // (AT_ONCE * workers))) if workers else None
     try:
-        for batch in DataLoader(_Decoder(decode), sampler=batches, batch_size=None,
-                                num_workers=workers, generator=own):
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+        decoded = iter(DataLoader(_Decoder(decode), sampler=parts, batch_size=None,
+                                  num_workers=workers, prefetch_factor=each, generator=own))
+        for keys in batches:
+            found = [next(decoded) for _ in range(0, len(keys), AT_ONCE)]
+            for part in found:
+                if isinstance(part, InputError):
+                    raise part
+            yield found[0] if len(found) == 1 else _joined(found)
     except (ConnectionError, EOFError) as error:  # a worker has died; PyTorch has yet to say so
         time.sleep(1)  # so its signal handler raises here, not in whatever comes next
         raise RuntimeError("DataLoader worker gone: its connection is broken") from error
+
+
+def _joined(parts: list) -> Tensor | list[Tensor]:
+    """The parts of a batch, one after the other."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 
 def check_size(source: ImageSet, image_size: int) -> None:
@@ -116,6 +135,14 @@ def size_for(image_size: int) -> int:
     So L2's largest map at 800 pixels, 276 MB an image, takes 3 GB, and B0's at 224 less than 1 GB.
     """
     return max(1, 500 * 128**2 // max(128, image_size)**2)
+
+
+def size_to_attack(image_size: int) -> int:
+    """How many images to attack together: 250 of 64x64 pixels, fewer of larger ones.
+
+    All maps are kept for the gradient: 2 GB for B0 at 224 pixels, 18 for one image of L2 at 800.
+    """
+    return max(1, 250 * 64**2 // max(64, image_size)**2)
 
 
 def answers(predict: Callable[[ImageSet], Tensor], source: ImageSet, k: int) -> Tensor:

@@ -42,6 +42,38 @@ def test_what_is_read_comes_stacked_and_in_order(workers):
     assert [batch[:, 0, 0].tolist() for batch in found] == [[2], [4, 6], [8]]
 
 
+def pair(key):
+    return np.full(2, key), key % 2 == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_large_batches_are_decoded_in_parts_and_come_whole(workers):
+    """Several tensors of each image too; the last part of a batch may be smaller."""
+    batches = [list(range(300)), [300], list(range(301, 301 + 2 * reading.AT_ONCE))]
+    found = list(reading.read(pair, batches, workers))
+    for (values, even), keys in zip(found, batches, strict=True):
+        assert values.tolist() == [[key, key] for key in keys]
+        assert even.tolist() == [key % 2 == 0 for key in keys]
+
+
+def test_no_batches_are_none():
+    assert list(reading.read(double, [])) == []
+
+
+@pytest.mark.parametrize(("size", "workers", "most"), [(1, 2, 4), (1000, 2, 8), (1000, 16, 32)])
+def test_workers_are_together_a_batch_ahead_not_each(monkeypatch, size, workers, most):
+    """Counted in parts; for small batches each worker has one part to read and one to come."""
+    seen = {}
+
+    def loader(decoder, sampler, num_workers, prefetch_factor, **rest):
+        seen["ahead"] = num_workers * prefetch_factor
+        return (decoder[keys] for keys in sampler)
+
+    monkeypatch.setattr(reading, "DataLoader", loader)
+    (batch,) = reading.read(double, [list(range(size))], workers)
+    assert len(batch) == size and seen["ahead"] == most
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_wrong_input_to_a_worker_is_one_clear_line(workers):
     found = reading.read(double, [[1], [-1], [2]], workers)
