@@ -157,7 +157,7 @@ def fgsm(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float) -> T
 
 
 def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0, *,
-                limit: int = 2000, batch_size: int = 250, progress: str | None = None,
+                limit: int = 2000, batch_size: int | None = None, progress: str | None = None,
                 fgsm_epsilons: Sequence[float] = (0, 1, 2, 4, 8, 16),
                 # paper: PGD at 16; here: smaller, where networks for small images still differ.
                 pgd_epsilons: Sequence[float] = (1, 4)) -> dict:
@@ -171,6 +171,7 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
     (corruption -> 5 severities) and `flip_rate` as fractions.
     """
     side = corruptions.check(images)
+    batch_size = batch_size or reading.size_to_attack(side)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:limit]
     images, labels = images[order], labels[order]
     sequences, half = max(1, len(images) // 10), len(images) // 2
@@ -250,7 +251,7 @@ class Flags:
 def measure(model: FromPixels, source: archives.TestSet, flags: Flags, name: str) -> dict:
     """One part of a test set: accuracies in percent, the flip rate as a fraction."""
     if source.suite == "quick":
-        images, labels = map(torch.cat, zip(*source.read(name), strict=True))
+        images, labels = map(torch.cat, zip(*source.read(name, 2000), strict=True))
         return quick_suite(model, images, labels, progress="quick")
     answers, generator = [], torch.Generator().manual_seed(0)
     for images, labels in source.read(name):

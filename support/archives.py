@@ -116,13 +116,19 @@ class TestSet:
         """The length of a part's sequences."""
         return PARTS[self.suite].get(name, 1)
 
-    def read(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def read(self, name: str, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """A part's images (n * frames, 3, S, S) uint8 and labels (n * frames,) int64, as many whole
         sequences at a time as the batch size allows; a warning if it lacks some of the classes.
+
+        limit: read only so many images or sequences, always the same ones, drawn from all.
         """
         (folder, _, severity), frames = name.partition("/"), self.frames(name)
         find = self._find_rows if self.suite.startswith("cifar") else self._find_files
         items, labels, decode = find(folder, severity, frames)
+        if limit and len(items) > limit:
+            chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))
+            chosen = chosen[:limit].sort().values
+            items, labels = [items[row] for row in chosen.tolist()], labels[chosen]
         count = max(1, self.batch_size // frames)
         chunks = [items[first: first + count] for first in range(0, len(items), count)]
         labels = labels.repeat_interleave(frames).split(count * frames)

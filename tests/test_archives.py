@@ -544,6 +544,22 @@ def test_quick_from_the_command_line(evaluate, tmp_path):
     assert status == 0 and results["summary"]["images"] == 10
 
 
+def test_a_part_may_be_read_up_to_a_limit_drawn_from_all_of_it(tmp_path):
+    for number in range(20):
+        save_image(tmp_path / "test" / CLASSES[number // 2] / f"{number}.png", (32, 32), number)
+    source = archives.TestSet("quick", str(tmp_path / "test"), "", image_size=32, classes=CLASSES)
+
+    def read(limit):
+        images, labels = map(torch.cat, zip(*source.read("all", limit), strict=True))
+        return images, labels.tolist()
+
+    images, labels = read(20)
+    assert labels == [number // 2 for number in range(20)]
+    some, of_some = read(6)
+    assert of_some == sorted(of_some) and len(set(of_some)) > 3 and torch.equal(read(6)[0], some)
+    assert all(any(torch.equal(one, other) for other in images) for one in some)
+
+
 def test_results_of_another_network_are_not_continued(evaluate, checkpoints, tmp_path):
     root = folder_of_ten(tmp_path / "test", checkpoints)
     assert evaluate("fgsm", root, "--epsilon", 0)[0] == 0

@@ -16,7 +16,7 @@ from torch import nn
 
 import eval_robust
 from model import efficientnet
-from support import datasets, demo_images, devices, folders
+from support import datasets, demo_images, devices, folders, reading
 from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE, IMAGENET
 from support.images import ImageSet
 
@@ -546,6 +546,20 @@ def measure(tmp_path, monkeypatch):
 
     measure.network, measure.images = network, images
     return measure
+
+
+def test_large_images_are_attacked_a_few_at_a_time_and_small_ones_many():
+    """All maps are kept for the gradient: of 250 images of B7 at 600 pixels, 700 GB."""
+    sizes = {size: reading.size_to_attack(size) for size in (32, 64, 224, 600, 800, 5000)}
+    assert sizes == {32: 250, 64: 250, 224: 20, 600: 2, 800: 1, 5000: 1}
+    seen, pixels = [], torch.randint(256, (70, 3, 128, 128), dtype=torch.uint8)
+
+    def network(images):
+        seen.append(len(images))
+        return images.flatten(1)[:, :10].float()
+
+    eval_robust.quick_suite(network, pixels, torch.zeros(70, dtype=torch.int64))
+    assert max(seen) == 250 // 4
 
 
 def test_robustness_is_kept_and_not_measured_again(measure, tmp_path):
