@@ -19,7 +19,7 @@ same time or in turn. Each names the shards still missing; the last one complete
 """
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -149,7 +149,6 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
         images_of: earlier labels of this pool, whose images are labelled again (as in section 3.1).
         shard: "i/n" labels only shard i of n; raises label_store.Unfinished if others are missing.
     """
-    how = replace(how, per_class=how.per_class or max(1, len(pool) // len(pool.classes)))
     batch_size = batch_size or reading.size_for(teacher.image_size)
     # paper: gives no strength; here: the teacher's RandAugment alone, no crops, flips or Cutout.
     noise = augment.RandAugment(*teacher.rand_augment) if how.noised_teacher else None
@@ -167,8 +166,9 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
                        teacher.image_size, batch_size, machine.device, machine.workers,
                        noise=noise, seed=(seed, pass_number, part.start), **more)
 
-    def first_pass(part: range) -> tuple[Tensor, Tensor]:
-        return predict_part(pool, part, 1, held_out=held_out).max(dim=1)
+    def choose() -> np.ndarray:  # of unreadable and held-out images the confidence is zero
+        per_class = how.per_class or max(1, np.count_nonzero(first[0]) // len(pool.classes))
+        return select(*first, len(pool.classes), how.threshold, per_class, seed, how.balance)
 
     def second_pass(part: range) -> tuple[Tensor, Tensor]:
         # authors: float32; here: float16, where a peaked row's entries below 3e-8 become 0.
@@ -176,10 +176,10 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
         targets = make_targets(probabilities, how.kind, how.temperature)
         return targets.half(), probabilities.argmax(dim=1)
 
-    if images_of is None:  # else the store copies that selection, and selects nothing
-        first = store.fill("pass 1", ("confidence", "class"), len(pool), first_pass)
-    unique = store.once(lambda: select(  # each image once; the store notes which are repeated
-        *first, len(pool.classes), how.threshold, how.per_class, seed, how.balance))
+    if images_of is None:  # else the store copies that choice of images
+        first = store.fill("pass 1", ("confidence", "class"), len(pool), lambda part: predict_part(
+            pool, part, 1, held_out=held_out).max(dim=1))
+    unique = store.once(choose)  # by one process; each image once, the store notes the copies
     selected = pool.subset(torch.tensor(unique))
     store.fill("pass 2", ("targets", "target_class"), len(selected), second_pass)
     return store.finish()

@@ -296,9 +296,10 @@ PLACES = {
         ("the same chance for each seed", "seed=(seed, pass_number, part.start)",
          "seed=(pass_number, part.start)"),
         ("held-out images are labelled", "1, held_out=held_out).max(dim=1)", "1).max(dim=1)"),
-        ("threshold ignored", "how.threshold, how.per_class, seed, how.balance", "0.0, "
-         "how.per_class, seed, how.balance"),
-        ("balance not handed on", "how.per_class, seed, how.balance", "how.per_class, seed"),
+        ("threshold ignored", "how.threshold, per_class, seed, how.balance", "0.0, "
+         "per_class, seed, how.balance"),
+        ("a class's share of all files", "np.count_nonzero(first[0])", "len(first[0])"),
+        ("balance not handed on", "per_class, seed, how.balance", "per_class, seed"),
         ("the second pass on other images", "pool.subset(torch.tensor(unique))",
          "pool.subset(torch.arange(len(unique)))"),
     ],

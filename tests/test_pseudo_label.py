@@ -459,6 +459,15 @@ def test_broken_and_held_out_images_of_the_pool_are_never_chosen(
     assert "001.png" in capsys.readouterr().err
 
 
+def test_a_class_gets_its_share_of_the_images_not_of_all_files(command, read, pool, tmp_path):
+    """By default pool / classes each; a pool may hold other files, such as texts beside images."""
+    for number in range(40):
+        (tmp_path / "pool" / f"{number:02}.json").write_text("{}")
+    assert run(*command, "--threshold", "0", "--out", tmp_path / "labels") == 0
+    kept = {count for count in read("labels").per_class["balanced"] if count}
+    assert kept == {len(pool) // len(pool.classes)}
+
+
 @pytest.mark.parametrize(("flag", "value"), [
     ("--threshold", ["0.5"]), ("--per-class", ["3"]), ("--seed", ["1"]), ("--no-balance", []),
     ("--held-out", ["pool"]),
