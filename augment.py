@@ -46,12 +46,12 @@ class Strength(NamedTuple):
 
 
 # authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that. On a scale up to 30, as
-# other libraries have it, 27 is what is 9 here.
+# other libraries have it, 27 equals 9 here.
 STRENGTHS = {  # beside each: its values for magnitudes 0 to 10; then the one that changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
     # Posterize: bits kept, 1 to 4; 8. Solarize: first level inverted, 0 to 255, 0 at 10; 256.
-    # authors: both get weaker, then wrap modulo 256: 27 keeps 1 bit, inverts from 179; here: too.
+    # authors: both weaken as magnitude grows, then wrap at 256: 27 keeps 1 bit, inverts from 179.
     "Posterize": Strength(slope=4, rounded=lambda bits: 8 - min((8 - math.floor(bits)) % 256, 7)),
     "Solarize": Strength(slope=256, rounded=lambda level: math.floor(level) % 256),
     "SolarizeAdd": Strength(slope=110, rounded=math.floor),  # adds 0 to 110 to levels < 128; 0
@@ -254,10 +254,10 @@ class RandAugment:
         for name, strength in STRENGTHS.items():
             value = level_to_value(name, self.magnitude, min(height, width))
             values.append((value, -value if strength.signed else value))
-        columns = (self.num_ops,)
-        drawn, sign = chance.randint(len(OPERATIONS), columns), chance.randint(2, columns)
+        shape = (self.num_ops,)  # of each image's numbers
+        drawn, sign = chance.randint(len(OPERATIONS), shape), chance.randint(2, shape)
         value = torch.tensor(values, dtype=torch.float64)[drawn, sign]
-        row, column = chance.randint(height, columns), chance.randint(width, columns)
+        row, column = chance.randint(height, shape), chance.randint(width, shape)
         return torch.stack([drawn, value, row, column], dim=2)
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:

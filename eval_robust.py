@@ -55,7 +55,7 @@ def from_pixels(network: nn.Module, device: torch.device) -> FromPixels:
 
 
 def top_k(logits: Tensor, k: int, classes: Sequence[int] | None = None) -> Tensor:
-    """The k most likely classes (at most all), best first: (N, num_classes) -> (N, k) int64.
+    """The k most likely classes (all, if fewer), best first: (N, num_classes) -> (N, k) int64.
 
     classes: the only ones considered, such as ImageNet-A's 200 (table 3) of the 1000 logits.
     """
@@ -67,7 +67,7 @@ def flip_rate(predictions: Tensor, noise: bool) -> float:
     """How often the prediction changes within a sequence, as a fraction (Hendrycks & Dietterich).
 
     predictions: (sequences, frames >= 2) classes; ValueError for another shape. Each frame is
-    compared with the one before it; in `noise`, which has no order, with the first, clean one.
+    compared with the one before it; of `noise`, whose frames have no order, with the clean first.
     """
     predictions = torch.as_tensor(predictions)
     if predictions.ndim != 2 or predictions.shape[1] < 2 or not len(predictions):
@@ -101,7 +101,7 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]],
         if len(row) != 5 or not all(0 <= error <= 1 for error in row):
             raise ValueError(f"{name} needs five errors between 0 and 1: got {list(row)}")
     baseline = baseline or dict.fromkeys(errors, [1] * 5)
-    return mean_flip_rate({name: sum(row) for name, row in errors.items()},
+    return mean_flip_rate({name: sum(row) for name, row in errors.items()},  # the same mean
                           {name: sum(row) for name, row in baseline.items()})
 
 
@@ -129,8 +129,8 @@ def pgd(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float = 16, 
     # paper: gives epsilon without a unit; here: levels of 255, on pixels before normalisation.
     # paper: gives no step size; here: the rule of Madry's group, with which the attack can reach
     # the boundary from anywhere in the ball, and move along it.
-    # authors: C. Xie, whom the paper thanks for this evaluation, takes max(1, epsilon / steps), a
-    # random start and random targets: a weaker attack, which the arguments can express.
+    # paper: thanks Cihang Xie and others "for robustness evaluation"; his attack has a step of
+    # max(1, epsilon / steps), a random start and random targets: weaker; the arguments express it.
     step = 2.5 * epsilon / steps if step_size is None else step_size
     if random_start:
         offset = (2 * torch.rand(clean.shape, generator=generator) - 1) * epsilon

@@ -50,6 +50,7 @@ class Generation:
 
 L2 = train.recipe("l2")  # trained at 475 pixels, tested at 800
 PAPER = Labelling(per_class=130_000)
+# paper: one recipe; here: the small plans change it (AdamW, cosine, "concat"): support/plans.py.
 PLANS: dict[str, tuple[Generation, ...]] = {
     name: tuple(Generation(title, replace(train.recipe(config["arch"]), **config),
                            Labelling(**labelling),
@@ -126,7 +127,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assignment: step 4
         models.append((generation, teacher, pseudo))
 
-    # The same loop without the pool.
+    # The same loop without the pool; start: what it trained last, at first the teacher.
     on_labels, start = [None] * len(models), models[0][1]
     for number, alone in enumerate(plans.on_labels_only(generations) if labels_only else (), 1):
         start = start if alone.from_teacher else alone.start_from
@@ -136,15 +137,15 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
     rows = [test(generation, checkpoint, pseudo, alone, splits.test, machine, robustness)
             for (generation, checkpoint, pseudo), alone in zip(models, on_labels, strict=True)]
     for robust in filter(None, (row["robustness"] for row in rows)):
-        robust |= eval_robust.relative_to(rows[0]["robustness"], robust)
+        robust.update(eval_robust.relative_to(rows[0]["robustness"], robust))
     return {"seed": generations[0].config.seed, "notes": splits.notes, "generations": rows}
 
 
 def test(generation: Generation, checkpoint: Path, pseudo: PseudoLabels | None,
          on_labels: Path | None, images: ImageSet, machine: devices.Machine, robust: bool) -> dict:
     """A generation's row of the report; accuracies in percent."""
-    found, kept = Checkpoint.load(checkpoint), checkpoint.with_suffix("")
-    network, alone = found.network().to(machine.device), on_labels and Checkpoint.load(on_labels)
+    found, alone = Checkpoint.load(checkpoint), on_labels and Checkpoint.load(on_labels)
+    network, kept = found.network().to(machine.device), checkpoint.with_suffix("")
     answers = train.answers(network, images, found.image_size, machine, min(5, len(images.classes)))
     return {
         "name": generation.name, "arch": found.arch, "checkpoint": checkpoint.name,

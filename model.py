@@ -1,7 +1,7 @@
 """EfficientNet, the network of teacher and student; its noise can be switched off per image.
 
-Noisy Student Training (section 3.1, "Architecture") takes EfficientNet (Tan & Le, 2019) as it is,
-and adds the two kinds of model noise of section 2: stochastic depth and dropout.
+Noisy Student Training (section 3.1, "Architecture") takes EfficientNet (Tan & Le, 2019) as it is;
+its stochastic depth and its dropout are the two kinds of model noise of section 2.
 
 All sizes are b0, widened and deepened ("compound scaling"). For b0 and 224x224 images:
 
@@ -124,7 +124,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images: Tensor, weight: Tensor | None = None,
                 bias: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'), optionally with another weight, or a bias (C',)."""
+        """(N, C, H, W) -> (N, C', H', W'); weight, bias (C',): with a BatchNorm folded in."""
         (kernel, _), (stride, _), padding = self.kernel_size, self.stride, []
         for size in (images.shape[3], images.shape[2]):  # left and right, top and bottom
             # SAME: ceil(size / stride) windows, and just the zeros that the last one needs. If
@@ -188,7 +188,7 @@ class EfficientNet(nn.Module):
         if not 0 < survival_prob <= 1 or not 0 <= dropout < 1:
             raise InputError(f"survival_prob is the probability to keep a branch, in (0, 1], "
                              f"dropout to drop features, in [0, 1): not {survival_prob}, {dropout}")
-        self.depth, self.dropout, self.checkpoint_blocks = depth, dropout, checkpoint_blocks
+        self.dropout, self.checkpoint_blocks = dropout, checkpoint_blocks
         channels = scale_channels(32, width)
         self.stem, self.stem_norm = Conv2d(3, channels, 3, stride=2), BatchNorm(channels)
 
@@ -216,10 +216,10 @@ class EfficientNet(nn.Module):
         noised: (N,) bool; in training mode stochastic depth and dropout skip the images where it
         is False, while BatchNorm stays in training mode for all (the ablation of table 6).
         """
-        again = self.checkpoint_blocks and self.training
+        recomputes = self.checkpoint_blocks and self.training
         hidden = conv_norm_swish(images, self.stem, self.stem_norm)
         for block in chain(*self.stages):
-            hidden = recompute(block, hidden, noised) if again else block(hidden, noised)
+            hidden = recompute(block, hidden, noised) if recomputes else block(hidden, noised)
         hidden = conv_norm_swish(hidden, self.head, self.head_norm)
         features = average(hidden)
         dropped = F.dropout(features, self.dropout, self.training)
@@ -228,7 +228,7 @@ class EfficientNet(nn.Module):
         return self.classifier(dropped)
 
     def train(self, mode: bool = True) -> "EfficientNet":
-        """Set the mode; what freeze_shallow has fixed stays in evaluation mode."""
+        """Set the mode; what freeze_shallow has frozen stays in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, Block | nn.BatchNorm2d | nn.SyncBatchNorm):
@@ -244,7 +244,7 @@ def initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
     elif isinstance(module, nn.Linear):
         # authors: 1 / sqrt(num_classes), 0.03 for ImageNet; here: at most 0.03. For ten classes
-        # theirs would be 0.3, with logits far from uniform for thousands of steps.
+        # theirs would be 0.3, with predictions far from uniform for thousands of steps.
         bound = 1 / math.sqrt(max(module.out_features, 1000))
         nn.init.uniform_(module.weight, -bound, bound)
     if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
@@ -266,14 +266,14 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def freeze_shallow(network: EfficientNet, stages: int) -> None:
-    """Fix the stem and the first `stages` stages, for the resolution fix of section 3.1.
+    """Freeze the stem and the first `stages` stages, for the resolution fix of section 3.1.
 
     Their parameters get no gradient, and they stay in evaluation mode even after
     `network.train()`: no stochastic depth, and BatchNorm's statistics stay as they were trained.
-    All other layers learn. With 0 stages the stem alone is fixed. InputError for more than 7.
+    All other layers learn. With 0 stages the stem alone is frozen. InputError for more than 7.
     """
     if not 0 <= stages <= len(STAGES):
-        raise InputError(f"{stages} stages cannot be fixed: there are {len(STAGES)}")
+        raise InputError(f"{stages} stages cannot be frozen: there are {len(STAGES)}")
     network.requires_grad_(True)
     for layer in (network.stem, network.stem_norm, *network.stages[:stages]):
         layer.requires_grad_(False)

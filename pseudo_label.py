@@ -45,7 +45,7 @@ class Labelling:
     threshold: cli.BelowOne = 0.3  # confidence to exceed (0.3 in section 3.1); 0 keeps all
     per_class: cli.Count | None = None  # images of each class (default: pool / classes)
     balance: bool = True  # equally many images of each class (section 3.1)
-    noised_teacher: bool = False  # label with the noise of its training (table 6), which is worse
+    noised_teacher: bool = False  # label with RandAugment, dropout, stochastic depth (table 6)
 
     def __post_init__(self):
         cli.check(self)
@@ -62,8 +62,8 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
         image_size, batch_size: pixels of the files' centre crops; images per forward pass.
         noise: for images of a noised teacher (table 6), with dropout and stochastic depth on, too.
             All randomness comes from `seed`; torch's own generator is left alone.
-        held_out: fingerprints of images that must not be labelled, if no file was opened yet;
-            None: an unreadable file is an InputError.
+        held_out: fingerprints of images not to label; unreadable files are left out with them.
+            None: every image is labelled, and an unreadable file is an InputError.
 
     Returns (M, num_classes) float32 on the CPU; rows of unreadable or held-out files are zero.
     """

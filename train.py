@@ -53,17 +53,17 @@ class TrainConfig:
     survival_prob: cli.Probability = 0.8  # block i of n: 1 - (1 - this) * i / n
 
     # Noise on the images (section 2)
-    rand_augment_operations: cli.UpTo100 = 2  # per image; 0: none, and no Cutout of cifar's crops
+    rand_augment_operations: cli.UpTo100 = 2  # per image; 0: none, nor cifar's Cutout
     rand_augment_magnitude: cli.Magnitude = 27.0  # in tenths of AutoAugment's range
     flip: bool = True  # mirror images at random; not for digits
-    crops: Literal["auto", "cifar", "imagenet"] = "auto"  # auto: cifar up to 64 pixels
+    crops: Literal["auto", "cifar", "imagenet"] = "auto"  # the pipeline; auto: cifar's up to 64 px
 
-    # Noise switched off: for pseudo-labelled images in table 6, for all in the resolution fix.
+    # Left out: noise on pseudo-labelled images in table 6, on all images in the resolution fix.
     # paper: "Aug" is RandAugment with 130 M images, translation and flips with 1.3 M; here: all.
     augment_labeled: bool = True  # noise on labelled images; without it, clean centre crops
     augment_unlabeled: bool = True  # noise on pseudo-labelled images
     model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
-    frozen_stages: Annotated[int, cli.Range(0, 7, "0 to 7"), "N"] = 0  # fixed, with stem; 0: none
+    frozen_stages: Annotated[int, cli.Range(0, 7, "0 to 7"), "N"] = 0  # with the stem; 0: none
 
     # Joint loss (Algorithm 1, step 3; the ratio of unlabelled to labelled images: section 3.2)
     # paper: the sum of two means, or section 3.1's average over one batch; here: the authors' sum.
@@ -117,8 +117,8 @@ MAGNITUDES = {"b0": 0, "b1": 0, "b2": 6, "b3": 12, "b4": 15, "b5": 18, "b6": 24}
 def recipe(arch: str) -> TrainConfig:
     """The settings of sections 3.1 and 3.2 and of the authors' scripts for an architecture.
 
-    Not published: 14 unlabelled images for each labelled one with l0 and l1 (here as with L2), and
-    anything for WIDTHxDEPTH, which gets B7's settings at its own resolution and dropout.
+    Not published, so a choice of ours: for l0 and l1, L2's 14 unlabelled images for each labelled
+    one; for WIDTHxDEPTH, B7's settings at its own resolution and dropout.
     """
     # paper: gives the epochs of students; here: their teachers have as many.
     width, depth, resolution, dropout = model.scaling(arch)
@@ -204,14 +204,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linear warm-up, then exponential or cosine decay.
 
     Section 3.1: "starts at 0.128 for labeled batch size 2048 and decays by 0.97 every 2.4 epochs".
-    The warm-up of 5 epochs is the authors'; so is the decay in steps, which counts them, too.
+    The authors' are the warm-up of 5 epochs and the decay in steps of 2.4, which counts them, too.
     """
     epoch = step / config.steps_per_epoch
     peak = config.learning_rate * config.batch_size / 256
     if epoch < config.warmup_epochs:
         return peak * epoch / config.warmup_epochs
     if config.schedule == "cosine":
-        # paper: exponential; here, for the small plans and resolution_fix: zero at the end,
+        # paper: exponential; here, for the small plans and their resolution fix: zero at the end,
         # whatever the number of epochs
         progress = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
         return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
@@ -224,7 +224,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def noise(batch: Batch, config: TrainConfig, step: int) -> Tensor:
     """The images of a micro-batch with their input noise (section 2): uint8 (N, 3, H, W).
 
-    (The reader makes imagenet's random crop.) An image's noise goes by its row in the whole batch.
+    Random numbers go by an image's row in the step's batch. (imagenet's crop: `batches.training`.)
     """
     generator = torch.Generator().manual_seed(batches.seed_of(config.seed, 2, step))
     rand_augment = augment.RandAugment(config.rand_augment_operations,
@@ -259,9 +259,9 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
           log_steps: int = 20, name: str = "train", loop: runs.Loop | None = None) -> Path:
     """Train one model, a teacher or (with pseudo labels) a student; returns its checkpoint's path.
 
-    The checkpoint holds the EMA with the best validation accuracy (ties: the latest), or the last
-    EMA where there is no validation set. If `out` exists the run is finished and nothing is done;
-    if only the state beside it exists the run goes on from there.
+    The checkpoint, written at the end, holds the EMA with the best validation accuracy (ties: the
+    latest; the last without a validation set). Until then a state beside it holds network, EMA,
+    optimizer and best EMA, from which the run goes on. If `out` exists nothing is done.
 
     Args:
         start: a checkpoint with the initial weights (finding 8); None: from scratch.
@@ -302,7 +302,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     crop = None if config.cifar_crops else augment.random_resized_crop
     reader = batches.training(config, labeled, pseudo, crop, first, machine.workers)
     for step, batch in run.steps(reader):  # B labelled images, then r * B pseudo-labelled ones
-        # Chance follows from seed, step and process: a resumed run ends with the same weights.
+        # For dropout and stochastic depth: so a resumed run ends with the same weights.
         devices.manual_seed(batches.seed_of(config.seed, 3, step, devices.rank()), device)
         rate, results = learning_rate(step, config), []
         for group in optimizer.param_groups:
@@ -313,7 +313,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
             images = images.contiguous(memory_format=torch.channels_last)
             # Table 6 spares the images without a label; None: all are noised.
             noised = None if config.model_noise_unlabeled else micro_batch.is_labeled
-            with accumulate(forward, micro_batch.last):
+            with accumulate(forward, micro_batch.last):  # processes share gradients at the last
                 with devices.autocast(device, config.precision):
                     logits = forward(images, noised)
                 loss = joint_loss(logits, micro_batch.labels, micro_batch.targets,
