@@ -50,7 +50,7 @@ def demo(seed: int = 0, labels_per_class: int = 8, unlabeled: int = 6_000,
         validation=draw(classes.repeat(val_per_class), 3),
         test=draw(classes.repeat(test_per_class), 4),
         notes={"removed_from_pool": 0, "skipped_files": [], "labeled_and_validation": 0,
-               "labeled_and_test": 0, "validation_and_test": 0},
+               "labeled_and_test": 0, "validation_and_test": 0, "labeled_and_unlabeled": 0},
     )
 
 
@@ -108,9 +108,11 @@ def read_set(source: ImageSet, size: int | None, workers: int = 0, skip_broken: 
     and so, with `skip_broken`, are files that cannot be read. InputError if nothing remains.
     """
     items = source.files if source.pixels is None else source.pixels.permute(0, 2, 3, 1).numpy()
-    found = images.inspect_all(items, size, skip_broken, workers)
+    found = images.inspect_all(items, size, True, workers)
     good = [row for row, (_, seen) in enumerate(found) if seen and seen not in held_out]
     skipped = [items[row] for row, (_, seen) in enumerate(found) if not seen]
+    if skipped and not skip_broken:
+        images.require(skipped)
     removed = len(found) - len(good) - len(skipped)
     if not good:
         raise InputError(f"no images for the unlabelled pool: {len(skipped)} unreadable, {removed} "
@@ -158,6 +160,7 @@ def read_splits(found: Splits, image_size: int, workers: int = 0,
     # model and never takes away an image that only looks alike.
     held_out = contents(validation) | contents(test)
     pool, notes = read_set(found.unlabeled, size, workers, skip_broken, held_out)
+    twice["labeled_and_unlabeled"] = len(contents(labeled) & contents(pool))
     return Splits(labeled, pool, validation, test, notes | twice)
 
 

@@ -37,7 +37,7 @@ class Machine:
     workers: cli.Workers = 2  # processes that decode images
     compile: bool = False  # compile the network; faster on GPUs after a minute
     checkpoint_blocks: bool = False  # recompute activations instead of keeping them: less memory
-    megapixels: cli.Positive = 180.0  # of the largest image that is read: a larger one is an error
+    megapixels: cli.Positive = 180.0  # of an image; larger: an error, or not in the pool
 
     def __post_init__(self) -> None:
         Image.MAX_IMAGE_PIXELS = int(self.megapixels * 1e6 / 2)  # it warns here, refuses twice that

@@ -1,7 +1,9 @@
 """Folders of images: which files in them are images, and of which classes."""
 
 import contextlib
+import functools
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -67,6 +69,9 @@ def list_images(folder: str | Path) -> list[str]:
     return images
 
 
+_composed = functools.partial(unicodedata.normalize, "NFC")
+
+
 def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
     """The images of `folder`/<class>/, not yet decoded; classes and files sorted by name.
 
@@ -86,9 +91,11 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
                          "the class folders, two or more")
     if expected and set(names) != set(expected):
         missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
+        alike = set(map(_composed, missing)) & set(map(_composed, extra))
         raise InputError(f"{folder}: not the classes of the labelled folder; add "
                          f"{first_names(missing) or 'none'} and remove "
-                         f"{first_names(extra) or 'none'}")
+                         f"{first_names(extra) or 'none'}"
+                         + " (letters in another Unicode form: rename)" * bool(alike))
     inner = [sorted(e.name for e in os.scandir(Path(folder, name))
                     if e.is_dir() and not _hidden(e.name)) for name in names]
     if len(inner[0]) > 1 and all(found == inner[0] for found in inner):

@@ -26,6 +26,7 @@ warnings.filterwarnings("ignore", module="PIL")  # about files that Pillow reads
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, 0 to 1
 UNKNOWN = -1  # label of an image whose class nobody has told us
 NO_CLASS = -2  # label of an image known to show none of the classes: a part of the demo's pool
+OF_POOL = "files of the pool, as --unlabeled names them"  # a setting of its labels
 # An image is what Pillow reads in one of these formats. (For EPS it would start Ghostscript.)
 FORMATS = "AVIF BMP GIF ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI TIFF WEBP".split()
 SUFFIXES = tuple(suffix for suffix, name in Image.registered_extensions().items()
@@ -100,7 +101,7 @@ def _size(file: str) -> int:
 
 def identify(pool: ImageSet) -> dict:
     """What tells one pool from another: a hash of its images, or file names, and its classes."""
-    return {"pool": digest(pool), "classes": list(pool.classes)}
+    return {OF_POOL: digest(pool), "classes": list(pool.classes)}
 
 
 def digests(splits: Splits) -> dict[str, str]:
@@ -134,6 +135,7 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
         if not os.path.isfile(file):  # a pipe would keep Pillow waiting for ever
             raise ValueError("not a regular file")
         with Image.open(file, formats=FORMATS) as image:
+            image.load()  # turns a TIFF, and removes its orientation
             orientation = 1
             with contextlib.suppress(Exception):  # EXIF data may hold anything, and be broken
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -213,20 +215,36 @@ def inspect(item: str | np.ndarray, size: int | None,
             raise InputError(f"{item}: cannot be opened at present ({cause}): the same command "
                              "continues once it can be") from None
         if skip_broken:
+            if "--megapixels" in str(error):
+                say_once("Some images have more pixels than --megapixels allows: raise it, or "
+                         "shrink them")
             return None, b""
         raise
     fingerprint = blake2b(image.tobytes(), digest_size=16, key=repr(image.size).encode()).digest()
     return None if size is None else to_array(center_crop(image, size)), fingerprint
 
 
+def require(broken: Sequence[str]) -> None:
+    """InputError about files that `inspect` could not read: why the first; the others' names."""
+    said = f"{broken[0]}: could not be read a moment ago; give the same command again"
+    try:
+        inspect(broken[0], None)
+    except InputError as error:
+        said = str(error)
+    others = f"; and {len(broken) - 1} more: {first_names(broken[1:])}" * (len(broken) > 1)
+    raise InputError(said + others)
+
+
 def inspect_all(items: Sequence, size: int | None, skip_broken: bool = False,
                 workers: int = 0) -> list[tuple]:
-    """`inspect` for each item; if they are many, by worker processes and with a progress bar."""
-    look = functools.partial(inspect, size=size, skip_broken=skip_broken)
-    if len(items) < 2000 or not workers:
-        return [look(item) for item in tqdm(items, "reading images", disable=len(items) < 2000)]
+    """`inspect` for each item; if they are many, by worker processes. If that takes more than some
+    seconds there is a progress bar.
+    """
+    look, bar = functools.partial(inspect, size=size, skip_broken=skip_broken), "reading images"
+    if len(items) < 200 or not workers:
+        return [look(item) for item in tqdm(items, bar, delay=3)]
     try:
-        return process_map(look, items, max_workers=workers, chunksize=10, desc="reading images")
+        return process_map(look, items, max_workers=workers, chunksize=10, desc=bar, delay=3)
     except BrokenProcessPool:
         raise InputError("a process that reads images was killed, most likely because memory is "
                          "full: lower --workers") from None

@@ -85,7 +85,7 @@ def _open(folder: str | Path, pool: ImageSet, settings: dict) -> tuple[dict, dic
 
 def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
     """The pseudo labels of a folder; InputError if incomplete, or of another pool or settings."""
-    wanted = images.identify(pool) if settings is None or "pool" not in settings else {}
+    wanted = images.identify(pool) if settings is None or images.OF_POOL not in settings else {}
     facts, arrays = _open(folder, pool, wanted | (settings or {}))
     return PseudoLabels(pool.subset(torch.tensor(arrays["unique"])), **facts, **arrays)
 

@@ -30,7 +30,8 @@ def describe_images(splits: Splits, plan: str, out: Path, device: torch.device) 
     print(f"{notes['removed_from_pool']} unlabelled images equal to validation or test images "
           f"removed, {len(notes['skipped_files'])} unreadable files skipped"
           + (f": {skipped}" if skipped else ""))
-    for one, other in ("labeled", "validation"), ("labeled", "test"), ("validation", "test"):
+    for one, other in ("labeled", "validation"), ("labeled", "test"), ("validation", "test"), (
+            "labeled", "unlabeled"):
         if twice := notes[f"{one}_and_{other}"]:
             print(f"Warning: {twice} {other} images are {one} images, too")
     if not (out / "log.jsonl").exists():

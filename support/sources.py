@@ -53,7 +53,13 @@ def read_folders(source: Source, image_size: int, workers: int = 0) -> Splits:
     `datasets.split` leaves of it, with its labels, as in research. Broken files are left out of
     `unlabeled`, and are an InputError elsewhere.
     """
-    labeled, pool = folders.list_classes(source.labeled or source.train), None
+    base = source.labeled or source.train
+    for name in ("unlabeled", "test", "val"):
+        folder = getattr(source, name)
+        if folder and Path(base).resolve() in Path(folder).resolve().parents:
+            raise InputError(f"--{name} {folder} lies in {base}, whose folders are classes: move "
+                             "it elsewhere")
+    labeled, pool = folders.list_classes(base), None
     test = folders.list_classes(source.test, labeled.classes)
     if source.val is None:
         labeled, pool, validation = datasets.split(

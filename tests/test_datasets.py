@@ -311,6 +311,35 @@ def test_validation_images_that_are_test_images_too_are_counted(own, tmp_path):
     assert read(**own).notes["labeled_and_validation"] == 1
 
 
+def test_labelled_images_in_the_pool_are_counted(own):
+    (own["unlabeled"] / "copy.png").write_bytes((own["labeled"] / "cat/0000.png").read_bytes())
+    assert read(**own).notes["labeled_and_unlabeled"] == 1
+
+
+def test_all_broken_images_of_a_labelled_folder_are_named_at_once(own):
+    """Else each would cost another start, which reads all images before it."""
+    for name in ("cat/0000.png", "dog/0001.png", "dog/0002.png"):
+        (own["labeled"] / name).write_bytes(b"cut off")
+    with pytest.raises(InputError, match="cat/0000.png: not a readable image .*; and 2 more: "
+                                         ".*dog/0001.png, .*dog/0002.png$"):
+        read(**own)
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "test", "val"])
+def test_a_folder_among_the_classes_is_refused(own, name):
+    own[name] = own["labeled"] / "more" / name
+    own[name].mkdir(parents=True)
+    with pytest.raises(InputError, match=f"--{name} .*more/{name} lies in .*labeled, whose"):
+        read(**own)
+
+
+def test_class_names_in_another_unicode_form_are_said_to_be_so(own):
+    (own["labeled"] / "cat").rename(own["labeled"] / "caf\u00e9")
+    (own["test"] / "cat").rename(own["test"] / "cafe\u0301")
+    with pytest.raises(InputError, match="letters in another Unicode form: rename"):
+        read(**own)
+
+
 @pytest.mark.parametrize("image_size", [8, 80])  # in memory, and as files
 @pytest.mark.parametrize("part", ["labeled", "test", "unlabeled"])
 def test_sets_are_known_by_their_contents_not_by_the_names_of_their_files(own, part, image_size):

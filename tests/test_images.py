@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from noise_images import in_memory, noise, write_classes, write_files
-from PIL import Image
+from PIL import Image, ImageOps
 
 from support import InputError, folders, images
 
@@ -97,11 +97,18 @@ def test_pixels_without_a_known_white_are_an_error(tmp_path, pixels):
         images.read_image(str(tmp_path / "deep.tif"))
 
 
-def test_exif_orientation_is_honored(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    noise(0, width=8, height=4).save(tmp_path / "turned.jpg", exif=exif)
-    assert images.read_image(str(tmp_path / "turned.jpg")).size == (4, 8)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_exif_orientation_is_honored_once(tmp_path, name, orientation):
+    """Pillow turns TIFFs by itself."""
+    exif, upright = Image.Exif(), noise(0, width=8, height=4)
+    exif[0x0112] = orientation
+    upright.save(tmp_path / name, exif=exif, lossless=True)
+    with Image.open(tmp_path / name) as image:
+        expected = ImageOps.exif_transpose(image.convert("RGB") if name == "a.tif" else image)
+    found = images.read_image(str(tmp_path / name))
+    assert found.size == ((8, 4) if orientation < 5 else (4, 8))
+    assert np.array_equal(found, expected.convert("RGB"))
 
 
 def test_center_crop_leaves_images_of_the_right_size_alone():
@@ -162,6 +169,14 @@ def test_images_that_vanish_with_their_folder_are_not_broken_ones(tmp_path, empt
     pool.mkdir(exist_ok=True)
     noise(0).save(pool / "1.png")
     assert images.inspect(str(pool / "0.png"), 8, skip_broken=True) == (None, b"")
+
+
+def test_a_huge_image_left_out_of_a_pool_tells_of_the_limit(monkeypatch, tmp_path, capsys):
+    noise(0, 90, 90).save(tmp_path / "0.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    images.say_once.cache_clear()
+    assert images.inspect(str(tmp_path / "0.png"), 8, skip_broken=True) == (None, b"")
+    assert "more pixels than --megapixels allows" in "".join(capsys.readouterr())
 
 
 def killed(item, size, skip_broken):
