@@ -167,7 +167,8 @@ def run(main: Callable, argv: list[str] | None = None) -> int:
             raise
         print(f"{name}: {known[0]}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; the same command continues", file=sys.stderr)
+        print(f"\n{name}: interrupted; the same command continues from what is kept",
+              file=sys.stderr)
         return 130
     else:
         return 0

@@ -30,7 +30,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except Exception as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
         cause = error  # torch.save raises a RuntimeError on top of a full disk's OSError
         while isinstance(cause, RuntimeError) and cause.__context__:

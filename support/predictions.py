@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from support import devices, files, images
 from support.images import ImageSet
 
-PART = 10_000  # images that are predicted, and written, together
+PART = 1_000  # images that are predicted together
 FOR_THE_EYE = 100_000  # at most so many labels are listed
 
 
@@ -31,21 +32,23 @@ def _table(file: BinaryIO, head: list[str]) -> Iterator:
 
 def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Tensor], found,
           machine: devices.Machine) -> None:
-    """Write a CSV file with one line per image: its file, and the `top` most probable classes with
-    their probabilities. Files that are broken or not images are named on the screen and left out.
+    """Write a CSV file with one line per file: its name, and the `top` most probable classes with
+    their probabilities, which are left empty for a file that is broken or not an image.
 
     predict: pseudo_label.predict; found: model.Checkpoint.
     """
     if devices.rank() > 0:
         return
-    network, bar = found.network().to(machine.device), len(pool) > 500
+    files.make_folder(Path(path).parent)
+    network, bar = found.network().to(machine.device), tqdm(
+        desc="predicting", total=len(pool), unit=" images", delay=3)
     top, left_out = min(top, len(pool.classes)), []
     head = ["file", *(f"{word}{'' if rank == 1 else f'_{rank}'}"
                       for rank in range(1, top + 1) for word in ("class", "probability"))]
 
     def fill(file: BinaryIO) -> None:
-        with _table(file, head) as writer:
-            for rows in tqdm(torch.arange(len(pool)).split(PART), "predicting", disable=not bar):
+        with _table(file, head) as writer, bar:
+            for rows in torch.arange(len(pool)).split(PART):
                 part = pool.subset(rows)
                 probabilities = predict(network, part, found.image_size, device=machine.device,
                                         workers=machine.workers, held_out=frozenset())
@@ -53,13 +56,15 @@ def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Tensor], f
                     pairs = zip(*(values.tolist() for values in best), strict=True)
                     if best[0][0] == 0:
                         left_out.append(name)
+                        writer.writerow([name, *[""] * 2 * top])
                     else:
                         writer.writerow([name, *chain(*(
                             (pool.classes[number], f"{value:.4f}") for value, number in pairs))])
+                bar.update(len(rows))
 
     files.write_atomically(path, fill)
     if left_out:
-        print(f"{len(left_out)} files left out that are not readable images: "
+        print(f"{len(left_out)} files have an empty line, as they are not readable images: "
               + images.first_names(left_out))
     print(f"{path}: {len(pool) - len(left_out):,} images")
 

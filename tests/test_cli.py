@@ -313,7 +313,8 @@ def test_what_the_user_can_mend_is_one_line_and_the_code_2(error, line, capsys):
 
 def test_an_interrupt_says_that_the_command_continues(capsys):
     assert cli.run(raising(KeyboardInterrupt()), []) == 130
-    assert capsys.readouterr().err == "\ntest_cli.py: interrupted; the same command continues\n"
+    said = "interrupted; the same command continues from what is kept"
+    assert capsys.readouterr().err == f"\ntest_cli.py: {said}\n"
 
 
 def test_a_value_out_of_range_is_one_line_too(capsys):

@@ -16,7 +16,7 @@ from support import InputError, files
 # ---- Written whole ----
 
 
-def test_interrupted_write_leaves_the_old_file(tmp_path):
+def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
     def fail(file):
         file.write(b"half")
         raise KeyboardInterrupt
@@ -25,6 +25,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         files.write_atomically(tmp_path / "file", fail)
     assert (tmp_path / "file").read_bytes() == b"whole"
+    assert len([*tmp_path.iterdir()]) == 1
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file_and_no_other(tmp_path):

@@ -55,12 +55,14 @@ def test_one_image_is_listed_by_itself(teacher, pool, tmp_path):
     assert head == ["file", "class", "probability"] and row[0] == str(file)
 
 
-def test_files_that_are_no_images_are_named_and_left_out(teacher, pool, tmp_path, capsys):
+def test_files_that_are_no_images_are_named_and_have_no_class(teacher, pool, tmp_path, capsys):
     (pool / "notes.txt").write_text("no image")
-    assert listed(teacher, pool, tmp_path / "list.csv") == 0
-    assert len(table(tmp_path / "list.csv")) == 1 + 12
+    assert listed(teacher, pool, tmp_path / "new" / "list.csv", "--top", "2") == 0
+    rows = table(tmp_path / "new" / "list.csv")[1:]  # in a folder that was not there
+    assert len(rows) == 13 and [row[1:] for row in rows if "notes.txt" in row[0]] == [[""] * 4]
+    assert sum(row[1] != "" for row in rows) == 12
     said = capsys.readouterr().out
-    assert "1 files left out that are not readable images: " in said and "notes.txt" in said
+    assert "1 files have an empty line" in said and "notes.txt" in said and ": 12 images" in said
 
 
 @pytest.mark.parametrize(("flags", "said"), [
