@@ -157,7 +157,7 @@ def fgsm(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float) -> T
 
 
 def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0, *,
-                limit: int = 2000, batch_size: int | None = None, progress: str | None = None,
+                limit: int = 2000, batch_size: int = 250, progress: str | None = None,
                 fgsm_epsilons: Sequence[float] = (0, 1, 2, 4, 8, 16),
                 # paper: PGD at 16; here: smaller, where networks for small images still differ.
                 pgd_epsilons: Sequence[float] = (1, 4)) -> dict:
@@ -171,7 +171,7 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
     (corruption -> 5 severities) and `flip_rate` as fractions.
     """
     side = corruptions.check(images)
-    batch_size = batch_size or reading.size_to_attack(side)
+    batch_size = min(batch_size, reading.size_to_attack(side))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:limit]
     images, labels = images[order], labels[order]
     sequences, half = max(1, len(images) // 10), len(images) // 2
@@ -198,8 +198,8 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
         wrong = (predict(corrupted) != labels).double()
         errors[name] = [wrong[group == level].mean().item() for level in range(5)]
     for name in bar(corruptions.PERTURBATIONS, "perturbations"):
-        frames = torch.stack([*corruptions.perturb(images[:sequences], name, generator)], dim=1)
-        rates[name] = flip_rate(predict(frames.flatten(0, 1)).view(sequences, -1), "noise" in name)
+        frames = corruptions.perturb(images[:sequences], name, generator)
+        rates[name] = flip_rate(torch.stack([*map(predict, frames)], dim=1), "noise" in name)
     return {
         "note": f"made on the fly from {side}x{side} images: not comparable with published figures",
         "seed": seed, "images": len(images), "sequences": sequences, "attacked": half,
@@ -252,7 +252,7 @@ def measure(model: FromPixels, source: archives.TestSet, flags: Flags, name: str
     """One part of a test set: accuracies in percent, the flip rate as a fraction."""
     if source.suite == "quick":
         images, labels = map(torch.cat, zip(*source.read(name, 2000), strict=True))
-        return quick_suite(model, images, labels, progress="quick")
+        return quick_suite(model, images, labels, batch_size=source.batch_size, progress="quick")
     answers, generator = [], torch.Generator().manual_seed(0)
     for images, labels in source.read(name):
         if source.suite == "fgsm":
@@ -274,7 +274,7 @@ def main(flags: Flags, source: archives.TestSet,
     source = source.fit(checkpoint, flags, machine.workers)
     model = from_pixels(checkpoint.network(), machine.device)
     settings = vars(flags) | {key: vars(source)[key] for key in ("suite", "data_dir", "image_size")}
-    settings |= {"arch": checkpoint.arch,
+    settings |= {"arch": checkpoint.arch, "images": source.digest(),
                  "checkpoint": files.digest(Path(flags.checkpoint).read_bytes())}
     scores.keep(source.out, settings, source.names(), partial(measure, model, source, flags))
     scores.summarize(source.out, source.suite, mean_corruption_error, mean_flip_rate)

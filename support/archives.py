@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import InputError, cli, corruptions, folders, images, reading
+from support.images import ImageSet
 from support.weights import IMAGENET, our_names
 
 CIFAR100 = IMAGENET["cifar100"]
@@ -107,6 +108,13 @@ class TestSet:
     def names(self) -> list[str]:
         """The parts to measure."""
         return [f"{epsilon:g}" for epsilon in self.epsilon or ()] or [*PARTS[self.suite]]
+
+    def digest(self) -> str:
+        """A hash of the names and sizes of the user's own images; "" for a released archive."""
+        if "-" in self.suite:
+            return ""
+        found = (*folders.walk(self.data_dir),)
+        return images.digest(ImageSet(torch.zeros(len(found)), self.classes, files=found))
 
     def allowed(self) -> Sequence[int] | None:
         """The only classes that may be predicted; None: all."""

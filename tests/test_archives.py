@@ -544,6 +544,17 @@ def test_quick_from_the_command_line(evaluate, tmp_path):
     assert status == 0 and results["summary"]["images"] == 10
 
 
+def test_results_of_other_images_are_not_continued(evaluate, tmp_path):
+    root = tmp_path / "test"
+    for number in range(10):
+        save_image(root / CLASSES[number] / "1.png", (40, 32), number)
+    assert evaluate("quick", root)[0] == 0
+    save_image(root / CLASSES[0] / "2.png", (40, 32), 11)
+    status, results, message = evaluate("quick", root)
+    assert status == 2 and "other settings (images" in message[0]
+    assert results["summary"]["images"] == 10
+
+
 def test_a_part_may_be_read_up_to_a_limit_drawn_from_all_of_it(tmp_path):
     for number in range(20):
         save_image(tmp_path / "test" / CLASSES[number // 2] / f"{number}.png", (32, 32), number)
