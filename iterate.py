@@ -190,7 +190,7 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
     splits = sources.choose(source, plan, generations[0].config, machine, out)
     plans.check(generations, splits.labeled, machine, train.build_model, flags)
     advice.before(splits, generations, flags.allow_chance)
-    settings = plans.settings(generations, flags, images.digests(splits))
+    settings = plans.settings(generations, images.digests(splits))
     with files.claim(out, settings, source=asdict(source)):
         report.describe_images(splits, plan, out, machine.device)
         results = iterate(generations, splits, out, machine, labels_only=flags.labels_only,

@@ -44,7 +44,7 @@ class TrainConfig:
     """
 
     # Model
-    arch: str = "b7"  # b0 to b7, l0 to l2, or WIDTHxDEPTH
+    arch: str = "b7"  # b0 to b7, l0 to l2, or WIDTHxDEPTH: its recipe is the default of the rest
     image_size: cli.Pixels = 600  # pixels a side
     small_images: bool = False  # stages 2 and 3 at stride 1; not implied by image_size
 

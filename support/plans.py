@@ -236,10 +236,10 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
                 "choose a larger --arch, or pass --allow-smaller-student")
 
 
-def settings(generations: Sequence, flags, contents: dict) -> dict:
-    """All that decides a loop's result. contents: hashes of the images."""
+def settings(generations: Sequence, contents: dict) -> dict:
+    """All that decides what a loop trains. contents: hashes of the images."""
     chosen = {one.name: asdict(one) for one in generations}
     for one in chosen.values():
         if file := one.pop("start_from"):
             one["start"] = files.digest(Path(file).read_bytes())
-    return {"generations": chosen, "labels_only": flags.labels_only, "images": contents}
+    return {"generations": chosen, "images": contents}

@@ -195,8 +195,20 @@ def test_a_run_directory_of_another_run_is_not_overwritten(short_demo, capsys):
     assert (short_demo / "report.json").read_bytes() == before
 
 
+def test_labels_only_may_be_left_out_or_added_later(short_demo, tmp_path):
+    """It trains nothing anew, and comes out the same."""
+    out, before = tmp_path / "run", report(short_demo)["generations"]
+    shutil.copytree(short_demo, out)
+    for file in out.glob("*labels-only*"):
+        file.unlink()
+    assert run(*SHORT, "--no-labels-only", "--out", out) == 0
+    assert {row["labels_only_test_top1"] for row in report(out)["generations"]} == {None}
+    assert run(*SHORT, "--out", out) == 0
+    assert report(out)["generations"] == before
+
+
 @pytest.mark.parametrize("flags", [
-    ("--no-labels-only",), ("--unlabeled-images", "121"), ("--threshold", "0.06"),
+    ("--unlabeled-images", "121"), ("--threshold", "0.06"),
     ("--flip", "--no-flip"), ("--from-teacher", "--arch", "0.25x0.5"),
 ])
 def test_whatever_decides_the_report_is_a_setting_of_the_run(flags, short_demo, capsys):
