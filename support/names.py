@@ -4,6 +4,8 @@ A name of 41 letters takes 98 bytes in a Python list: for 300 M files, 29 GB in 
 it takes 41 + 8 bytes on disk, which the system caches once in memory, and only as far as it likes.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -49,6 +51,14 @@ def take(names: Sequence[str], rows: np.ndarray) -> Sequence[str]:
     return Names(names.letters, names.ends, rows if names.rows is None else names.rows[rows])
 
 
+def _sweep(folder: str | Path) -> None:
+    """Remove the names of processes that were killed while they wrote: nobody locks them."""
+    for old in Path(folder).glob(".names-*"):
+        with contextlib.suppress(OSError), open(old / "letters", "rb") as letters:
+            fcntl.flock(letters, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old)
+
+
 def write(found: Iterable[str], folder: str | Path) -> Sequence[str]:
     """Write names to files in `folder`, which must exist and have room, and map them.
 
@@ -59,9 +69,12 @@ def write(found: Iterable[str], folder: str | Path) -> Sequence[str]:
     place = None
     try:
         if devices.rank() == 0:
+            _sweep(folder)
             place = tempfile.mkdtemp(prefix=".names-", dir=folder)
             found, written = iter(found), 0
             with open(f"{place}/letters", "wb") as letters, open(f"{place}/ends", "wb") as ends:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(letters, fcntl.LOCK_EX)
                 while part := [os.fsencode(name) for name in islice(found, AT_ONCE)]:
                     letters.write(b"".join(part))
                     lengths = np.fromiter(map(len, part), np.int64, len(part))

@@ -56,6 +56,18 @@ def test_nothing_stays_behind(mapped, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_stays(tmp_path):
+    (tmp_path / ".names-killed").mkdir()
+    (tmp_path / ".names-killed" / "letters").write_bytes(b"pool/a.jpg")
+
+    def begun():
+        yield from FOUND[:2]
+        assert list(names.write(FOUND, tmp_path)) == FOUND  # meanwhile, as by another process
+        yield from FOUND[2:]
+
+    assert list(names.write(begun(), tmp_path)) == FOUND and os.listdir(tmp_path) == []
+
+
 def test_no_room_is_one_line(tmp_path):
     with pytest.raises(InputError, match="gone: the names of the images were not written .*room"):
         names.write(FOUND, tmp_path / "gone")
