@@ -168,12 +168,12 @@ def draw(studies: Mapping[str, Study], known: Mapping, file: Path) -> None:
         panel.set_axis_off()
     for panel, (name, rows) in zip(panels, shown.items(), strict=False):
         key = studies[name].contrast.figure
-        for place, values in enumerate(reversed(rows.values())):
-            found = [row[key] for row in values.values() if row.get(key) is not None]
+        points = {run: found for run, values in rows.items() if (
+            found := [row[key] for row in values.values() if row.get(key) is not None])}
+        for place, found in enumerate(reversed(points.values())):
             panel.plot(found, [place] * len(found), "o", color="C0", alpha=0.4)
-            if found:
-                panel.plot(statistics.mean(found), place, "|", color="C3", markersize=16)
-        panel.set_yticks(range(len(rows)), [*reversed(rows)], fontsize=8)
+            panel.plot(statistics.mean(found), place, "|", color="C3", markersize=16)
+        panel.set_yticks(range(len(points)), [*reversed(points)], fontsize=8)
         panel.set_title(f"{name}: {FIGURES[key]}", fontsize=9)
         panel.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=70)
