@@ -44,9 +44,9 @@ def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterato
     batches, ahead = itertools.tee(itertools.chain(first, batches))
     parts = (keys[row: row + AT_ONCE] for keys in ahead for row in range(0, len(keys), AT_ONCE))
     each = max(2, -(-sum(map(len, first)) // (AT_ONCE * workers))) if workers else None
+    decoded = iter(DataLoader(_Decoder(decode), sampler=parts, batch_size=None,
+                              num_workers=workers, prefetch_factor=each, generator=own))
     try:
-        decoded = iter(DataLoader(_Decoder(decode), sampler=parts, batch_size=None,
-                                  num_workers=workers, prefetch_factor=each, generator=own))
         for keys in batches:
             found = [next(decoded) for _ in range(0, len(keys), AT_ONCE)]
             for part in found:
@@ -56,6 +56,8 @@ def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterato
     except (ConnectionError, EOFError) as error:  # a worker has died; PyTorch has yet to say so
         time.sleep(1)  # so its signal handler raises here, not in whatever comes next
         raise RuntimeError("DataLoader worker gone: its connection is broken") from error
+    finally:
+        del decoded  # the workers end now, not with the last traceback that holds this frame
 
 
 def _joined(parts: list) -> Tensor | list[Tensor]:

@@ -1,6 +1,7 @@
 """Images are read in batches, clean, by any number of processes; a network without noise."""
 
 import itertools
+import multiprocessing
 import os
 import signal
 import time
@@ -80,6 +81,13 @@ def test_wrong_input_to_a_worker_is_one_clear_line(workers):
     assert len(next(found)) == 1
     with pytest.raises(InputError, match="^-1: no key$"):
         next(found)
+
+
+def test_workers_end_with_the_reading_even_while_its_error_is_kept():
+    found = reading.read(double, [[1], [-1]], workers=2)
+    with pytest.raises(InputError) as kept:
+        list(found)
+    assert kept.tb and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
