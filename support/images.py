@@ -204,7 +204,7 @@ def inspect(item: str | np.ndarray, size: int | None,
     fingerprint that is equal for equal images, whatever their names and formats.
 
     A file that cannot be read is an InputError or, with `skip_broken`, (None, b""), unless it is
-    its disk or this machine that fails: else a lost disk would pass for one of broken images.
+    its disk or this machine that fails: else all images of a lost disk would pass for broken ones.
     """
     try:
         image = read_image(item) if isinstance(item, str) else Image.fromarray(item)
