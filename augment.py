@@ -1,9 +1,9 @@
-"""Input noise: RandAugment, crops, flips and normalisation, on whole batches of uint8 images.
+"""Input noise: RandAugment, Cutout, crops and flips, on whole batches of uint8 images.
 
 Noisy Student Training (https://arxiv.org/abs/1911.04252), sections 2 ("Noising Student") and 3.1:
 the student gets RandAugment images (two operations, magnitude 27); its teacher labels clean ones.
 RandAugment: https://arxiv.org/abs/1909.13719. The sixteen operations are those of the authors'
-code, each equal to its counterpart in PIL bit for bit; each works by one of four mechanisms:
+code, equal bit for bit to PIL's or to what PIL composes; each works by one of four mechanisms:
 
     blend     with a degenerate copy of the image       Color, Sharpness
     look-up   a 256-entry table per image and channel   AutoContrast, Equalize, Invert, Contrast,
@@ -11,11 +11,11 @@ code, each equal to its counterpart in PIL bit for bit; each works by one of fou
     warp      nearest neighbour, empty pixels grey      Rotate, ShearX/Y, TranslateX/Y
     mask      a grey square                             Cutout
 
-Randomness is kept apart from pixels: `RandAugment.draw` takes a few numbers per image from a CPU
-generator, `apply` is a function of images and numbers alone. So equal seeds give equal batches on
+Randomness is kept apart from pixels: `RandAugment.draw` samples a few numbers per image on the
+CPU, `apply` is a function of images and numbers alone. So equal seeds give equal batches on
 CPU, CUDA and XLA, and an image gets the numbers of its place in the batch wherever it is noised.
 
-    python results/draw_operations.py --out results/randaugment.png   draws every operation
+    python results/draw_operations.py --out results/randaugment.png   plots every operation
 """
 
 import math
@@ -45,8 +45,8 @@ class Strength(NamedTuple):
     signed: bool = False  # half of the draws are negative
 
 
-# authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that. On a scale up to 30, as
-# other libraries have it, 27 equals 9 here.
+# authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that. Other libraries' scale ends
+# at 30: their 27 is 9 here.
 STRENGTHS = {  # beside each: its values for magnitudes 0 to 10; then the one that changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
@@ -278,7 +278,7 @@ def apply(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def apply_drawn(images: Tensor, drawn: Tensor) -> Tensor:
-    """Each image's own operation, drawn (N, 4): all go through every mechanism, most unchanged."""
+    """Each image's own operation, drawn (N, 4); the other mechanisms leave the image unchanged."""
     (height, width), device = images.shape[2:], images.device
     matrices = [matrix(OPERATIONS[int(operation)], value, height, width)
                 for operation, value in drawn[:, :2].tolist()]
@@ -322,11 +322,8 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
         return kernels.cutout(images, centers, values, EMPTY)
     if name in MATRICES:
         matrices = [matrix(name, value, height, width) for value in values.tolist()]
-        if name in ("TranslateX", "TranslateY"):
-            return kernels.translate(images, matrices, EMPTY)
-        if name == "ShearX":
-            return kernels.shear_rows(images, matrices, EMPTY)
-        return warp(images, matrices)
+        faster = kernels.WARPS.get(name)
+        return faster(images, matrices, EMPTY) if faster else warp(images, matrices)
     values = values.float().to(device).view(-1, 1, 1, 1)
     if name in DEGENERATES:
         return blend(DEGENERATES[name](images), images, values)
@@ -337,8 +334,8 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
 
 
 # ---- The pipelines of training ----
-# Both take uint8 (N, 3, H, W) to uint8 (N, 3, H, W). `chance` knows the images' places in a whole
-# batch, so that micro-batches and processes together do what one alone would.
+# Both take uint8 (N, 3, H, W) to uint8 (N, 3, H, W). `chance` knows each image's place in the whole
+# batch, so dividing that among micro-batches or processes changes nothing.
 
 
 def augment_cifar(images: Tensor, rand_augment: RandAugment, chance: batches.Chance,

@@ -6,10 +6,11 @@ most on these tests. What is measured, and where the paper reports it:
     imagenet-a   table 3      hard natural photographs: top-1 and top-5 accuracy
     imagenet-c   table 4      15 corruptions at 5 severities: mean corruption error, mCE
     imagenet-p   table 5      10 perturbations, each a short sequence: mean flip rate, mFR
-    fgsm         figure 4     images changed along the gradient of the loss, by at most epsilon
+    fgsm         figure 4     pixels moved by epsilon along the sign of the loss's gradient
     pgd          section 3.4  the same in several smaller steps
-    cifar10-c, cifar10-p, cifar100-c, tiny-imagenet-c      the same for networks of small images
-    quick                     all of it on a small scale, made on the fly from any images
+    imagenet     section 3.2  ordinary images: top-1 and top-5 accuracy
+    cifar10-c, cifar10-p, cifar100-c, tiny-imagenet-c      tables 4 and 5 for small images
+    quick                     corruptions, perturbations and both attacks, made from any images
 
     python eval_robust.py --checkpoint b0.pth --suite imagenet-c --data-dir IN-C --out c.json
 
@@ -57,7 +58,7 @@ def from_pixels(network: nn.Module, device: torch.device) -> FromPixels:
 def top_k(logits: Tensor, k: int, classes: Sequence[int] | None = None) -> Tensor:
     """The k most likely classes (all, if fewer), best first: (N, num_classes) -> (N, k) int64.
 
-    classes: the only ones considered, such as ImageNet-A's 200 (table 3) of the 1000 logits.
+    classes: the only ones considered, such as 200 of the 1000 by ImageNet-A's own protocol.
     """
     classes = torch.arange(logits.shape[1]) if classes is None else torch.as_tensor(classes)
     return classes[logits[:, classes].topk(min(k, len(classes))).indices]
@@ -67,7 +68,7 @@ def flip_rate(predictions: Tensor, noise: bool) -> float:
     """How often the prediction changes within a sequence, as a fraction (Hendrycks & Dietterich).
 
     predictions: (sequences, frames >= 2) classes; ValueError for another shape. Each frame is
-    compared with the one before it; of `noise`, whose frames have no order, with the clean first.
+    compared with the one before it; in `noise`, whose frames have no order, with the clean first.
     """
     predictions = torch.as_tensor(predictions)
     if predictions.ndim != 2 or predictions.shape[1] < 2 or not len(predictions):
@@ -97,12 +98,11 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]],
     Both map corruptions to the errors at 5 severities, as fractions; else ValueError. Baseline
     None: the plain mean of the errors (as reported for CIFAR-10-C).
     """
-    for name, row in errors.items():
-        if len(row) != 5 or not all(0 <= error <= 1 for error in row):
-            raise ValueError(f"{name} needs five errors between 0 and 1: got {list(row)}")
     baseline = baseline or dict.fromkeys(errors, [1] * 5)
-    return mean_flip_rate({name: sum(row) for name, row in errors.items()},  # the same mean
-                          {name: sum(row) for name, row in baseline.items()})
+    if not errors or errors.keys() != baseline.keys() or any(
+            len(row) != 5 or not all(0 <= error <= 1 for error in row) for row in errors.values()):
+        raise ValueError(f"the mean needs five errors between 0 and 1 for each of {[*baseline]}")
+    return 100 * sum(sum(row) / sum(baseline[name]) for name, row in errors.items()) / len(errors)
 
 
 # ---- Attacks ----
@@ -129,8 +129,8 @@ def pgd(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float = 16, 
     # paper: gives epsilon without a unit; here: levels of 255, on pixels before normalisation.
     # paper: gives no step size; here: the rule of Madry's group, with which the attack can reach
     # the boundary from anywhere in the ball, and move along it.
-    # paper: thanks Cihang Xie and others "for robustness evaluation"; his attack has a step of
-    # max(1, epsilon / steps), a random start and random targets: weaker; the arguments express it.
+    # paper: thanks Cihang Xie and others "for robustness evaluation"; his attack, a weaker one, has
+    # a step of max(1, epsilon / steps), a random start and random targets: arguments here.
     step = 2.5 * epsilon / steps if step_size is None else step_size
     if random_start:
         offset = (2 * torch.rand(clean.shape, generator=generator) - 1) * epsilon
@@ -161,11 +161,11 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
                 fgsm_epsilons: Sequence[float] = (0, 1, 2, 4, 8, 16),
                 # paper: PGD at 16; here: smaller, where networks for small images still differ.
                 pgd_epsilons: Sequence[float] = (1, 4)) -> dict:
-    """All of this on a small scale, on ordinary images: to compare your own networks.
+    """Corruptions, perturbations and attacks on ordinary images: to compare your own networks.
 
-    The seed draws `limit` of the images, (N >= 5, 3, S, S) uint8 with S >= 32. A corruption
-    is applied once to each image, to a fifth of them at each severity; the fifths move on by one
-    severity for the next. Half of the images are attacked, and a tenth become sequences.
+    The seed draws `limit` of the images, (N >= 5, 3, S, S) uint8 with S >= 32. Each corruption
+    meets each image once, a fifth of them at each severity, and the fifths rotate from one
+    corruption to the next. Half of the images are attacked, and a tenth become sequences.
 
     Returns plain numbers for JSON: `*_top1` and `unnormalized_*` in percent, `corruption_error`
     (corruption -> 5 severities) and `flip_rate` as fractions.
@@ -218,8 +218,8 @@ def robustness(network: nn.Module, images: ImageSet, size: int, path: Path,
     if size < 32 or len(images) < 5:
         return None
     images = reading.in_memory(images, size, machine.workers)
-    of = files.digest(*network.state_dict().values(), images.pixels, images.labels)
-    return scores.keep(path, {"of": of}, ["all"], renew=True, measure=lambda _: quick_suite(
+    measured = files.digest(*network.state_dict().values(), images.pixels, images.labels)
+    return scores.keep(path, {"of": measured}, ["all"], renew=True, measure=lambda _: quick_suite(
         from_pixels(network, machine.device), images.pixels, images.labels, progress=name))["all"]
 
 

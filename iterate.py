@@ -5,7 +5,7 @@
     step 3    student, equal or larger <- train on labelled and pseudo-labelled images, noised
     step 4    teacher <- student, and again from step 2
 
-    python iterate.py                                      built-in images, a few minutes on a CPU
+    python iterate.py                                      built-in images, minutes on a CPU
     python iterate.py --dataset cifar10 --labels-per-class 400    4,000 labels, on a GPU
     python iterate.py --labeled DIR --unlabeled DIR --test DIR --arch b0
 
@@ -43,7 +43,7 @@ class Generation:
     start_from: cli.File | None = None  # checkpoint or released weights to start from
 
     def seeded(self, number: int) -> "Generation":
-        """With a seed of its own, which follows from the run's seed and the generation's number."""
+        """With its own seed, derived from the run's seed and the generation's number."""
         seed = batches.seed_of(self.config.seed, number)
         return replace(self, config=replace(self.config, seed=seed))
 
@@ -98,7 +98,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
 
     Args:
         labels_only: also train each student's model on the labels alone, from a similar start for
-            as many steps: what a student gains over it is due to the pool.
+            as many steps: what a student gains over it, it gains with the pool.
         robustness: also run eval_robust.quick_suite on test images.
         allow_chance: only warn of a teacher that guesses; False: raise InputError.
     """
@@ -112,7 +112,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
 
     teacher, models = None, []
     for number, generation in enumerate(generations):
-        generation, pseudo = generation.seeded(number), None  # with a seed of its own
+        generation, pseudo = generation.seeded(number), None
         if teacher:  # step 2, on a pool without held-out images
             # paper: B0 selects the images, B7 and L2 label them (pseudo_label.py --images-of);
             # here: every teacher selects its own, since later ones label better.
@@ -124,27 +124,29 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
                 progress=f"{generation.name}: labelling")
             advice.of_labels(generation.name, pseudo, splits)
         start = teacher if generation.from_teacher else generation.start_from
+        # paper: says of no fine-tuned model whether it labels; here: it does, as the better one.
         teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assignment: step 4
         models.append((generation, teacher, pseudo))
 
-    # The same loop without the pool; start: what it trained last, at first the teacher.
-    on_labels, start = [None] * len(models), models[0][1]
+    # The same loop without the pool; last: what it trained last, at first the teacher.
+    on_labels, last = [None] * len(models), models[0][1]
     for number, alone in enumerate(plans.on_labels_only(generations) if labels_only else (), 1):
-        start = start if alone.from_teacher else alone.start_from
-        on_labels[number] = start = train_phases(alone, learn, None, start)
+        last = train_phases(alone, learn, None, last if alone.from_teacher else alone.start_from)
+        on_labels[number] = last
 
-    # All choices are made: the test set is read only now, so that none can depend on it.
-    rows = [test(generation, checkpoint, pseudo, alone, splits.test, machine, robustness)
-            for (generation, checkpoint, pseudo), alone in zip(models, on_labels, strict=True)]
+    # All choices are made: test images are predicted only now, so that none can depend on them.
+    # paper: L2 meets ImageNet-C and -P before its fine-tuning (footnote 3); here: after it.
+    rows = [test(generation, checkpoint, pseudo, control, splits.test, machine, robustness)
+            for (generation, checkpoint, pseudo), control in zip(models, on_labels, strict=True)]
     for robust in filter(None, (row["robustness"] for row in rows)):
         robust.update(eval_robust.relative_to(rows[0]["robustness"], robust))
     return {"seed": generations[0].config.seed, "notes": splits.notes, "generations": rows}
 
 
 def test(generation: Generation, checkpoint: Path, pseudo: PseudoLabels | None,
-         on_labels: Path | None, images: ImageSet, machine: devices.Machine, robust: bool) -> dict:
+         control: Path | None, images: ImageSet, machine: devices.Machine, robust: bool) -> dict:
     """A generation's row of the report; accuracies in percent."""
-    found, alone = Checkpoint.load(checkpoint), on_labels and Checkpoint.load(on_labels)
+    found, alone = Checkpoint.load(checkpoint), control and Checkpoint.load(control)
     network, kept = found.network().to(machine.device), checkpoint.with_suffix("")
     answers = train.answers(network, images, found.image_size, machine, min(5, len(images.classes)))
     return {
@@ -171,7 +173,7 @@ class Flags:
     noise: bool = True  # noise the unlabelled images of the students (table 6)
     labels_only: bool = True  # compare with each architecture trained on the labels alone
     robustness: bool = True  # corrupt, perturb, attack test images (sections 3.3, 3.4)
-    allow_smaller_student: bool = False  # against the paper's advice
+    allow_smaller_student: bool = False  # against the method
     allow_chance: bool = False  # go on with a teacher that does no better than guessing
     dry_run: bool = False  # only print what would be done
     images_per_second: cli.Positive | None = None  # training speed: dry run with device hours, too

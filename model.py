@@ -3,7 +3,7 @@
 Noisy Student Training (section 3.1, "Architecture") takes EfficientNet (Tan & Le, 2019) as it is;
 its stochastic depth and its dropout are the two kinds of model noise of section 2.
 
-All sizes are b0, widened and deepened ("compound scaling"). For b0 and 224x224 images:
+All sizes are b0 at another width, depth and resolution ("compound scaling"). For b0 and 224x224:
 
     images   (N, 3, 224, 224)
     stem     3x3 convolution, stride 2              (N,   32, 112, 112)
@@ -27,7 +27,8 @@ Stage 1 has no expansion. BatchNorm follows every convolution but the two of squ
 which have a bias; swish follows every BatchNorm but the projection's.
 
 Here and in the other files `# paper: ...; here: ...` (or `# authors: ...`, for their code) marks a
-deviation and gives the reason. Functions of support/kernels.py do what their names say, faster.
+deviation, mostly with its reason. The functions of support/kernels.py do what their names say,
+faster.
 """
 
 import math
@@ -46,7 +47,7 @@ from support import InputError, weights
 from support.kernels import average, conv_norm, conv_norm_swish, padded_conv, recompute, swish
 
 # Compound scaling of b0: two factors, the training resolution (pixels), the head's dropout.
-# b0 to b7 as EfficientNet's authors released them; l0 to l2 from table 8 of the arXiv version.
+# b0 to b7 as EfficientNet's authors released them; l0 and l1 from this paper's first version.
 Scaling = namedtuple("Scaling", "width depth resolution dropout")
 SCALING = {
     "b0": Scaling(1.0, 1.0, 224, 0.2),
@@ -178,7 +179,7 @@ class EfficientNet(nn.Module):
             linearly, from 1 at the first block to this value one block after the last.
         small_images: strides of stages 2 and 3 become 1, for images of about 32x32.
         checkpoint_blocks: recompute each block in the backward pass instead of keeping its
-            activations: costs about a third more compute, and lets L2 fit into memory.
+            activations: costs about a third more compute, and saves most of the memory.
     """
 
     def __init__(self, width: float, depth: float, num_classes: int = 1000, dropout: float = 0.2,
@@ -307,7 +308,7 @@ class Checkpoint:
     dropout: float
     survival_prob: float = 0.8
     small_images: bool = False
-    rand_augment: tuple[int, float] = (0, 0.0)  # operations and magnitude in its training
+    rand_augment: tuple[int, float] = (0, 0.0)  # operations and magnitude; unknown: none
     val_top1: float | None = None  # percent
     conventions: weights.Conventions = weights.Conventions()  # how its network pads and normalises
 

@@ -1,7 +1,7 @@
 """Pseudo labels: the un-noised teacher's predictions, filtered and balanced (section 3.1).
 
 The paper labels 300 M images and trains on 81 M of them. The probabilities of all 300 M would fill
-600 GB (in float16), so the teacher makes two passes, the second over fewer images:
+600 GB (in float16), so here the teacher makes two passes, the second over fewer images:
 
     pass 1    confidence and class of every image                    predict
     between   the confident images, equally many per class           select
@@ -14,8 +14,8 @@ images ("a normal (i.e., not noised) teacher model"); --noised-teacher is table 
 
 If it is killed, the same command continues. XLA uses all devices of a host by itself. The GPUs of a
 machine (torchrun --nproc-per-node 8 pseudo_label.py ...), or jobs that only share a disk (--shard
-0/8, 1/8, ... 7/8), divide the pool: start every shard once for pass 1 and again for pass 2, at the
-same time or in turn. Each names the shards still missing; the last one completes LABELS.
+0/8, 1/8, ... 7/8), divide the pool: start every shard once for pass 1 and again for pass 2,
+together or in turn. Each names the shards still missing; the last one completes LABELS.
 """
 
 import sys
@@ -43,6 +43,7 @@ class Labelling:
     kind: Annotated[Literal["soft", "hard"], "--pseudo-labels"] = "soft"  # distribution, or one-hot
     temperature: cli.Temperature = 1.0  # of soft pseudo labels; below 1 they are sharper
     threshold: cli.BelowOne = 0.3  # confidence to exceed (0.3 in section 3.1); 0 keeps all
+    # paper: 130 K of 300 K images a class; here: the mean size of a class, as pools are smaller.
     per_class: cli.Count | None = None  # images of each class (default: pool / classes)
     balance: bool = True  # equally many images of each class (section 3.1)
     noised_teacher: bool = False  # label with RandAugment, dropout, stochastic depth (table 6)
@@ -55,7 +56,7 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
             batch_size: int | None = None, device: torch.device | str = "cpu", workers: int = 2,
             progress: str | None = None, noise: augment.RandAugment | None = None,
             seed: tuple[int, ...] = (), held_out: frozenset[bytes] | None = None) -> Tensor:
-    """Class probabilities of clean images.
+    """Class probabilities of images, clean unless `noise` is given.
 
     Args:
         images: an ImageSet, or (M, 3, H, W) uint8.
@@ -88,8 +89,8 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     less than 130K images, we duplicate some images at random so that each class can have 130K
     images."
 
-    Duplicates are spread evenly: of the n images of a class each appears per_class // n times, and
-    a random per_class % n of them once more. A class without any candidate is left out.
+    Of the n images of a class each appears per_class // n times, and a random per_class % n of them
+    once more. A class without any candidate is left out.
 
     Args:
         confidence, label: (M,) largest probability of each image, and its class.
@@ -109,6 +110,7 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
 
     # Each class's images over the threshold, as positions, most confident first, at most `wanted`.
     # authors: a histogram gives each class's cut-off, coin flips its copies; here: both are exact.
+    # paper: "at random"; here: as evenly as it goes, so that chance favours no image.
     random, chosen = np.random.default_rng(seed), [np.zeros(0, np.int64)]
     for positions in ranked(confidence, label, num_classes, threshold, wanted):
         if balance and len(positions):
@@ -146,7 +148,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     Args:
         seed: decides the duplicates, and the noise of a noised teacher.
         held_out: see `predict`; in pass 1 these images get a confidence of zero.
-        images_of: earlier labels of this pool, whose images are labelled again (as in section 3.1).
+        images_of: earlier labels, whose images are labelled again, and no others (section 3.1).
         shard: "i/n" labels only shard i of n; raises label_store.Unfinished if others are missing.
     """
     batch_size = batch_size or reading.size_for(teacher.image_size)

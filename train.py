@@ -37,10 +37,10 @@ from support.optimization import Best, ModelEMA, RMSpropTF, make_optimizer  # no
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the result of a training
+    """The settings of one training
 
-    Defaults: B7's in sections 3.1 and 3.2. Label smoothing, RMSProp, warm-up, weight decay and the
-    average of weights are from the authors' code; the paper does not mention them.
+    Defaults: B7's in sections 3.1 and 3.2. Crops, label smoothing, RMSProp, warm-up, weight decay
+    and the average of weights are from the authors' code; the paper does not mention them.
     """
 
     # Model
@@ -58,8 +58,8 @@ class TrainConfig:
     flip: bool = True  # mirror images at random; not for digits
     crops: Literal["auto", "cifar", "imagenet"] = "auto"  # the pipeline; auto: cifar's up to 64 px
 
-    # Left out: noise on pseudo-labelled images in table 6, on all images in the resolution fix.
-    # paper: "Aug" is RandAugment with 130 M images, translation and flips with 1.3 M; here: all.
+    # Switched off in table 6 for pseudo-labelled images, in the resolution fix for labelled ones.
+    # paper: "Aug" is RandAugment (130 M) or translation and flips (1.3 M); here: all image noise.
     augment_labeled: bool = True  # noise on labelled images; without it, clean centre crops
     augment_unlabeled: bool = True  # noise on pseudo-labelled images
     model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
@@ -138,7 +138,8 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     images. Similar to [86], we fix the shallow layers during finetuning" (section 3.1).
     """
     # paper: does not name them; here: the stem and stages 1 to 5. The rest holds most parameters.
-    # authors: the last rate (350 epochs, batch 2048: 0.0015); here: the same; cosine: peak / 10.
+    # authors: the last rate (350 epochs, batch 2048: 0.0015); here, too; after a cosine peak / 10.
+    # paper: "unaugmented"; here: dropout and stochastic depth stay on, as they are no augmentation.
     last = config.decay_rate ** (math.ceil(config.epochs / config.decay_epochs - 1e-9) - 1)
     rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
     return replace(
@@ -204,7 +205,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linear warm-up, then exponential or cosine decay.
 
     Section 3.1: "starts at 0.128 for labeled batch size 2048 and decays by 0.97 every 2.4 epochs".
-    The authors' are the warm-up of 5 epochs and the decay in steps of 2.4, which counts them, too.
+    From the authors: 5 epochs of warm-up, which the decay also counts, and the decay in steps.
     """
     epoch = step / config.steps_per_epoch
     peak = config.learning_rate * config.batch_size / 256
@@ -224,7 +225,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def noise(batch: Batch, config: TrainConfig, step: int) -> Tensor:
     """The images of a micro-batch with their input noise (section 2): uint8 (N, 3, H, W).
 
-    Random numbers go by an image's row in the step's batch. (imagenet's crop: `batches.training`.)
+    An image's row in the step's batch picks its random numbers. (`batches.training` has cropped
+    photographs already.)
     """
     generator = torch.Generator().manual_seed(batches.seed_of(config.seed, 2, step))
     rand_augment = augment.RandAugment(config.rand_augment_operations,
@@ -265,10 +267,9 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
 
     Args:
         start: a checkpoint with the initial weights (finding 8); None: from scratch.
-        checkpoint_steps: steps between two states to resume from; None: a twentieth of the run,
-            but no more than 500.
+        checkpoint_steps: between two states to resume from; None: 1/20 of the run, at most 500.
         log_steps: steps between two lines of the log, a file beside the checkpoint.
-        loop: the loop that has this training as a stage; the loop's log is used then.
+        loop: the loop that this training is a stage of; its log is used then.
 
     Raises:
         InputError: sizes do not fit, or the run to continue had another configuration.
@@ -302,7 +303,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     crop = None if config.cifar_crops else augment.random_resized_crop
     reader = batches.training(config, labeled, pseudo, crop, first, machine.workers)
     for step, batch in run.steps(reader):  # B labelled images, then r * B pseudo-labelled ones
-        # For dropout and stochastic depth: so a resumed run ends with the same weights.
+        # Dropout and stochastic depth draw from it: a resumed run ends with the same weights.
         devices.manual_seed(batches.seed_of(config.seed, 3, step, devices.rank()), device)
         rate, results = learning_rate(step, config), []
         for group in optimizer.param_groups:
@@ -311,7 +312,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         for micro_batch in batch.split(config.accumulation_steps, device):
             images = augment.normalize(noise(micro_batch, config, step))  # section 2
             images = images.contiguous(memory_format=torch.channels_last)
-            # Table 6 spares the images without a label; None: all are noised.
+            # Table 6 may noise the labelled images alone; None: all are noised.
             noised = None if config.model_noise_unlabeled else micro_batch.is_labeled
             with accumulate(forward, micro_batch.last):  # processes share gradients at the last
                 with devices.autocast(device, config.precision):

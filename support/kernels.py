@@ -214,6 +214,9 @@ def translate(images: Tensor, matrices: list[list[int]], fill: int) -> Tensor:
     return moved
 
 
+WARPS = {"ShearX": shear_rows, "TranslateX": translate, "TranslateY": translate}
+
+
 def cutout(images: Tensor, centers: Tensor, half: Tensor, fill: int) -> Tensor:
     """augment.cutout(images, centers, half): fills rectangles, three times as fast on a CPU.
 

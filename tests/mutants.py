@@ -535,18 +535,17 @@ PLACES = {
          "splits.labeled, splits.test, pseudo, name"),
         ("the pool is the labelled set", "                found, splits.unlabeled,",
          "                found, splits.labeled,"),
-        ("labels alone with the pool", "start = train_phases(alone, learn, None, start)",
-         "start = train_phases(alone, learn, pseudo, start)"),
-        ("labels alone from scratch", "start = train_phases(alone, learn, None, start)",
-         "start = train_phases(alone, learn, None, None)"),
-        ("labels alone never from the one before", "start if alone.from_teacher else alone",
+        ("labels alone with the pool", "last = train_phases(alone, learn, None,",
+         "last = train_phases(alone, learn, pseudo,"),
+        ("labels alone from scratch", "last if alone.from_teacher else alone.start_from", "None"),
+        ("labels alone never from the one before", "last if alone.from_teacher else alone",
          "alone"),
-        ("labels alone always from the one before", "start if alone.from_teacher else alone."
-         "start_from", "start"),
-        ("labels alone from their student", "on_labels, start = [None] * len(models), models[0][1]",
-         "on_labels, start = [None] * len(models), teacher"),
-        ("validation accuracy reported as test", "alone, splits.test, machine",
-         "alone, splits.validation, machine"),
+        ("labels alone always from the one before", "last if alone.from_teacher else alone."
+         "start_from", "last"),
+        ("labels alone from their student", "on_labels, last = [None] * len(models), models[0][1]",
+         "on_labels, last = [None] * len(models), teacher"),
+        ("validation accuracy reported as test", "control, splits.test, machine",
+         "control, splits.validation, machine"),
     ],
     ("support/plans.py", "published plans iterate outline"): [
         ("labels alone with the student's noise on images", "ratio=0, **noise)", "ratio=0)"),
@@ -587,10 +586,9 @@ PLACES = {
         ("mFR: ratio of the means", "sum(rate / baseline[name] for name, rate in rates.items()) / "
          "len(rates)", "sum(rates.values()) / sum(baseline.values())"),
         ("mFR as a fraction", "return 100 * sum(rate", "return sum(rate"),
-        ("mCE: mean of the severities' ratios", "return mean_flip_rate({name: sum(row) for name, "
-         "row in errors.items()},", "return mean_flip_rate({name: sum(e / b * sum(baseline[name]) "
-         "for e, b in zip(row, baseline[name], strict=True) if b) / 5 for name, row in "
-         "errors.items()},"),
+        ("mCE: mean of the severities' ratios", "sum(sum(row) / sum(baseline[name]) for",
+         "sum(sum(e / b for e, b in zip(row, baseline[name], strict=True) if b) / 5 for"),
+        ("mCE as a fraction", "return 100 * sum(sum(row)", "return sum(sum(row)"),
         ("PGD downhill", "adversarial + step * gradient.sign()", "adversarial - step * "
          "gradient.sign()"),
         ("PGD by the gradient, not its sign", "step * gradient.sign()", "step * gradient"),
