@@ -12,14 +12,15 @@ images ("a normal (i.e., not noised) teacher model"); --noised-teacher is table 
 
     python pseudo_label.py --teacher teacher.pt --unlabeled POOL --held-out VAL TEST --out LABELS
 
-If it is killed, the same command continues. XLA uses all devices of a host by itself. The GPUs of a
-machine (torchrun --nproc-per-node 8 pseudo_label.py ...), or jobs that only share a disk (--shard
-0/8, 1/8, ... 7/8), divide the pool: start every shard once for pass 1 and again for pass 2,
-together or in turn. Each names the shards still missing; the last one completes LABELS.
+If it is killed, the same command continues. The pool is divided among the GPUs of a machine by
+torchrun --nproc-per-node 8 pseudo_label.py ..., or among jobs that only share a disk by --shard 0/8
+to 7/8: start each once for pass 1 and again for pass 2. It names the shards that are missing.
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -68,16 +69,22 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
 
     Returns (M, num_classes) float32 on the CPU; rows of unreadable or held-out files are zero.
     """
+    (rows,) = predict_parts(
+        model, images, [range(len(images))], noise, seed, image_size=image_size, size=batch_size,
+        device=device, workers=workers, progress=progress, held_out=held_out)
+    return rows
+
+
+def predict_parts(model: nn.Module, images: ImageSet | Tensor, parts: list[range],
+                  noise: augment.RandAugment | None, seed: tuple, **more) -> Iterator[Tensor]:
+    """The same for each of `parts`, ranges of the images; more: for `reading.evaluate`."""
     def probabilities(pixels: Tensor) -> Tensor:
-        if noise is not None:
-            pixels = noise(pixels)
+        pixels = pixels if noise is None else noise(pixels)
         inputs = augment.normalize(pixels).contiguous(memory_format=torch.channels_last)
         return model(inputs).float().softmax(dim=1)
 
     with reading.evaluation_mode(model, noised=noise is not None):
-        return reading.evaluate(
-            probabilities, images, image_size, batch_size, torch.device(device), workers, progress,
-            chance=None if noise is None else seed, held_out=held_out)
+        yield from reading.evaluate(probabilities, images, parts, chance=noise and seed, **more)
 
 
 def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshold: float = 0.3,
@@ -159,31 +166,25 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
         "image_size": teacher.image_size, "batch_size": batch_size, "seed": seed,
         "held_out": files.digest(*sorted(held_out or ()))}
     store = label_store.LabelStore(out, pool, settings, images_of, shard, progress)
-    if store.complete():
-        return store.finish()
-    network = teacher.network().to(machine.device)
-
-    def predict_part(images: ImageSet, part: range, pass_number: int, **more) -> Tensor:
-        return predict(network, images.subset(torch.arange(part.start, part.stop)),
-                       teacher.image_size, batch_size, machine.device, machine.workers,
-                       noise=noise, seed=(seed, pass_number, part.start), **more)
+    run = partial(predict_parts, teacher.network().to(machine.device), noise=noise,
+                  image_size=teacher.image_size, size=batch_size, device=machine.device,
+                  workers=machine.workers)
 
     def choose() -> np.ndarray:  # of unreadable and held-out images the confidence is zero
         per_class = how.per_class or max(1, np.count_nonzero(first[0]) // len(pool.classes))
         return select(*first, len(pool.classes), how.threshold, per_class, seed, how.balance)
 
-    def second_pass(part: range) -> tuple[Tensor, Tensor]:
+    def targets(probabilities: Tensor) -> tuple[Tensor, Tensor]:
         # authors: float32; here: float16, where a peaked row's entries below 3e-8 become 0.
-        probabilities = predict_part(selected, part, 2)
-        targets = make_targets(probabilities, how.kind, how.temperature)
-        return targets.half(), probabilities.argmax(dim=1)
+        found = make_targets(probabilities, how.kind, how.temperature)
+        return found.half(), probabilities.argmax(dim=1)
 
     if images_of is None:  # else the store copies that choice of images
-        first = store.fill("pass 1", ("confidence", "class"), len(pool), lambda part: predict_part(
-            pool, part, 1, held_out=held_out).max(dim=1))
-    unique = store.once(choose)  # by one process; each image once, the store notes the copies
-    selected = pool.subset(torch.tensor(unique))
-    store.fill("pass 2", ("targets", "target_class"), len(selected), second_pass)
+        first = store.fill("pass 1", ("confidence", "class"), lambda rows: rows.max(dim=1),
+                           len(pool), partial(run, pool, seed=(seed, 1), held_out=held_out))
+    selected = pool.subset(torch.tensor(store.once(choose)))  # once each; the store has the copies
+    store.fill("pass 2", ("targets", "target_class"), targets, len(selected),
+               partial(run, selected, seed=(seed, 2)))
     return store.finish()
 
 
@@ -208,14 +209,13 @@ def main(flags: Flags, how: cli.Given[Labelling],
     teacher, machine = Checkpoint.load(flags.teacher), machine.chosen()
     pool, held_out = sources.read_unlabeled(flags, how, teacher.classes, machine.workers)
     if flags.csv:
-        return predictions.write(flags.csv, flags.top, pool, predict, teacher, machine)
+        return predictions.write(flags.csv, flags.top, pool, predict_parts, teacher, machine)
     try:
         labels = label(teacher, pool, flags.out, Labelling(**how), seed=flags.seed, machine=machine,
                        held_out=held_out, images_of=flags.images_of, shard=flags.shard,
                        batch_size=flags.batch_size)
     except label_store.Unfinished as missing:
-        print(missing)
-        return
+        return print(missing)
     if devices.rank() == 0:
         print(f"{labels.counts['unique']:,} of {labels.counts['pool']:,} images kept; "
               f"counts by class: {flags.out}/labels.json")

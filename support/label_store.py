@@ -15,7 +15,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,11 +50,13 @@ class Unfinished(Exception):
     """Other shards of this pool have not been labelled yet; the message names them."""
 
 
-def _open(folder: str | Path, pool: ImageSet, settings: dict) -> tuple[dict, dict]:
-    """labels.json and the arrays, memory-mapped; InputError if they are incomplete, broken,
-    or of other settings. (Of the targets, perhaps millions, only a few thousand are checked.)
+def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
+    """The pseudo labels of a folder, memory-mapped; InputError if incomplete, broken, or of another
+    pool or settings. (Of the targets, perhaps millions, only a few thousand are checked.)
     """
-    folder = Path(folder)
+    folder, settings = Path(folder), settings or {}
+    if images.OF_POOL not in settings:
+        settings = images.identify(pool) | settings
     try:
         known = json.loads((folder / "labels.json").read_text())
         made_with, counts = known["settings"], known["counts"]
@@ -75,19 +77,13 @@ def _open(folder: str | Path, pool: ImageSet, settings: dict) -> tuple[dict, dic
         sums = arrays["targets"][:: counts["unique"] // 4096 + 1].sum(1, dtype=np.float32)
         if not np.allclose(sums, 1, atol=0.05):
             raise ValueError("targets.npy holds rows that are not probabilities")
-        return facts | {"kind": made_with["kind"]}, arrays
+        return PseudoLabels(pool.subset(torch.tensor(arrays["unique"])), kind=made_with["kind"],
+                            **facts, **arrays)
     except InputError:
         raise
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no complete pseudo labels ({error}): delete it and run "
                          "pseudo_label.py again") from None
-
-
-def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
-    """The pseudo labels of a folder; InputError if incomplete, or of another pool or settings."""
-    wanted = images.identify(pool) if settings is None or images.OF_POOL not in settings else {}
-    facts, arrays = _open(folder, pool, wanted | (settings or {}))
-    return PseudoLabels(pool.subset(torch.tensor(arrays["unique"])), **facts, **arrays)
 
 
 class LabelStore:
@@ -114,10 +110,11 @@ class LabelStore:
         self.settings = settings | images.identify(pool) | {"images_of": None}
         self.source = images_of and Path(images_of)
         if images_of:
-            earlier = _open(self.source, pool, images.identify(pool))[0]["settings"]
+            earlier = read(self.source, pool).settings
             self.settings |= {key: earlier[key] for key in SELECTION}
             self.settings["images_of"] = earlier["teacher"]
         if self.complete():
+            read(self.folder, pool, self.settings)  # InputError if they are others
             return
         begun = self.folder / "progress" / "settings.json"
         try:
@@ -135,8 +132,7 @@ class LabelStore:
         return (self.folder / "labels.json").exists()
 
     def _write(self, name: str, contents: dict | np.ndarray | Callable) -> None:
-        """Write a JSON, .npy or other file, whole or not at all; several shards may do it at once.
-        """
+        """Write a JSON, .npy or other file whole or not at all; other shards may do so at once."""
         path = self.folder / name
         own = path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}")
         if isinstance(contents, dict):
@@ -150,14 +146,16 @@ class LabelStore:
         """One of the arrays, memory-mapped."""
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
-    def fill(self, step: str, names: tuple[str, ...], total: int,
-             make: Callable[[range], tuple[Tensor, ...]]) -> list[np.ndarray]:
-        """Fill arrays of `total` rows; make(part) gives the rows of `part`, a part of range(total).
+    def fill(self, step: str, names: tuple[str, ...], make: Callable[[Tensor], tuple[Tensor, ...]],
+             total: int, predict: Callable[[list[range]], Iterator[Tensor]]) -> list[np.ndarray]:
+        """Fill arrays of `total` rows: what `make` makes of what `predict` gives for parts of them.
 
         The rows are cut into chunks, of which shard i of n makes the i-th, the (i + n)-th, ... A
         chunk is done once its rows are on the disk and, after them, an empty file that marks it: it
         is never made again. Raises Unfinished while chunks of other shards are missing.
         """
+        if self.complete():
+            return [self.load(name) for name in names]
         # About a hundred chunks, so that a kill loses little, but none of over a hundred batches.
         batch = self.settings["batch_size"]
         size = batch * min(max(total // (100 * batch), 1), 100)
@@ -169,14 +167,16 @@ class LabelStore:
                    unit=" images", disable=self.progress is None or devices.rank() > 0)
         place = f"{self.folder}, shard {number}/{count}"
         with bar, files.lock(place, self.folder / f"{number}-of-{count}.lock"):
-            for mark, part in parts:
-                if not mark.exists() and not self.complete():
-                    for name, rows in zip(names, make(part), strict=True):
-                        if rows.dtype == torch.int64:  # classes
-                            rows = rows.short() if len(self.pool.classes) <= 2**15 else rows.int()
-                        path = self.folder / f"{name}.npy"
-                        files.write_rows(path, rows.numpy(), part.start, total)
-                    files.write_atomically(mark, lambda file: None)
+            due = [] if self.complete() else [one for one in parts if not one[0].exists()]
+            bar.update(bar.total - sum(len(part) for _, part in due))
+            predicted = predict([part for _, part in due])
+            for (mark, part), probabilities in zip(due, predicted, strict=True):
+                for name, rows in zip(names, make(probabilities), strict=True):
+                    if rows.dtype == torch.int64:  # classes
+                        rows = rows.short() if len(self.pool.classes) <= 2**15 else rows.int()
+                    path = self.folder / f"{name}.npy"
+                    files.write_rows(path, rows.numpy(), part.start, total)
+                files.write_atomically(mark, lambda file: None)
                 bar.update(len(part))
         devices.wait_for_all()
         missing = {n % count for n, mark in enumerate(marks) if not mark.exists()}

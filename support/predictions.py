@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from support import devices, files, images
 from support.images import ImageSet
@@ -30,37 +28,37 @@ def _table(file: BinaryIO, head: list[str]) -> Iterator:
     text.detach()
 
 
-def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Tensor], found,
+def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Iterator[Tensor]], found,
           machine: devices.Machine) -> None:
     """Write a CSV file with one line per file: its name, and the `top` most probable classes with
     their probabilities, which are left empty for a file that is broken or not an image.
 
-    predict: pseudo_label.predict; found: model.Checkpoint.
+    predict: pseudo_label.predict_parts; found: model.Checkpoint.
     """
     if devices.rank() > 0:
         return
     files.make_folder(Path(path).parent)
-    network, bar = found.network().to(machine.device), tqdm(
-        desc="predicting", total=len(pool), unit=" images", delay=3)
     top, left_out = min(top, len(pool.classes)), []
+    parts = [range(len(pool))[first: first + PART] for first in range(0, len(pool), PART)]
+    predicted = predict(
+        found.network().to(machine.device), pool, parts, None, (), image_size=found.image_size,
+        size=None, device=machine.device, workers=machine.workers, progress="predicting",
+        held_out=frozenset())
     head = ["file", *(f"{word}{'' if rank == 1 else f'_{rank}'}"
                       for rank in range(1, top + 1) for word in ("class", "probability"))]
 
     def fill(file: BinaryIO) -> None:
-        with _table(file, head) as writer, bar:
-            for rows in torch.arange(len(pool)).split(PART):
-                part = pool.subset(rows)
-                probabilities = predict(network, part, found.image_size, device=machine.device,
-                                        workers=machine.workers, held_out=frozenset())
-                for name, *best in zip(part.files, *probabilities.topk(top), strict=True):
-                    pairs = zip(*(values.tolist() for values in best), strict=True)
+        with _table(file, head) as writer:
+            for part, probabilities in zip(parts, predicted, strict=True):
+                for place, *best in zip(part, *probabilities.topk(top), strict=True):
+                    name, pairs = pool.files[place], zip(*(values.tolist() for values in best),
+                                                         strict=True)
                     if best[0][0] == 0:
                         left_out.append(name)
                         writer.writerow([name, *[""] * 2 * top])
                     else:
                         writer.writerow([name, *chain(*(
                             (pool.classes[number], f"{value:.4f}") for value, number in pairs))])
-                bar.update(len(rows))
 
     files.write_atomically(path, fill)
     if left_out:

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -157,35 +157,44 @@ def answers(predict: Callable[[ImageSet], Tensor], source: ImageSet, k: int) -> 
 
 
 @torch.no_grad()
-def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor, image_size: int,
-             size: int | None, device: torch.device, workers: int, progress: str | None,
-             chance: tuple[int, ...] | None, held_out: frozenset[bytes] | None) -> Tensor:
-    """The rows (M, ...) of function(batch) for all clean images, on the CPU.
+def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
+             parts: Sequence[range], *, image_size: int, size: int | None,
+             device: torch.device | str, workers: int, chance: tuple[int, ...] | None,
+             progress: str | None = None,
+             held_out: frozenset[bytes] | None = None) -> Iterator[Tensor]:
+    """For each of `parts`, ranges of the images, the rows (M, ...) of function(batch) for its clean
+    images, on the CPU; one reader, which is ahead, serves all parts.
 
     Args:
         size: images per batch; None: what `size_for` says.
-        chance: numbers that, with the batch's own number, seed the random numbers of `function`;
-            None: it draws none.
+        chance: numbers that, with the part's first image and the batch's number in the part, seed
+            the random numbers of `function`; None: it draws none.
         held_out: see `clean`; the rows of images that are not usable are zero.
     """
+    device = torch.device(device)
     if isinstance(source, Tensor):
         source = ImageSet(torch.full((len(source),), images.UNKNOWN), (), source)
     if source.pixels is not None:
         image_size = source.pixels.shape[-1]
-    size = min(size or size_for(image_size), len(source))
+    size = max(1, min(size or size_for(image_size), len(source)))
     size += -size % devices.mesh_size(device)
-    order, results, usable = torch.arange(len(source)).split(size), [], []
-    bar = tqdm(clean(source, order, image_size, workers, held_out), progress, len(order),
-               unit="batch", disable=progress is None)
-    for number, (batch, good) in enumerate(bar):
-        usable.append(good)
-        if len(batch) < size:  # the last one: filled up, so that XLA compiles once
-            batch = F.pad(batch, (0, 0) * 3 + (0, size - len(batch)))
-        with devices.own_chance(device, None if chance is None else (*chance, number)):
-            results.append(devices.collect(function(devices.place(batch, device))))
-        devices.finish_step(device)
-        if number:  # fetched one batch late: the device works on the next one meanwhile
-            results[-2] = results[-2].cpu()
-    rows = torch.cat([rows.cpu() for rows in results])[: len(source)]
-    rows[~torch.cat(usable)] = 0
-    return rows
+    order = (rows for part in parts for rows in torch.arange(part.start, part.stop).split(size))
+    reader = clean(source, order, image_size, workers, held_out)
+    with tqdm(desc=progress, total=sum(map(len, parts)), unit=" images",
+              disable=progress is None) as bar:
+        for part in parts:
+            results, usable = [], []
+            for number in range(max(1, -(-len(part) // size))):
+                batch, good = next(reader)
+                usable.append(good)
+                if len(good) < size:  # the part's last one: filled up, so that XLA compiles once
+                    batch = F.pad(batch, (0, 0) * 3 + (0, size - len(good)))
+                seed = None if chance is None else (*chance, part.start, number)
+                with devices.own_chance(device, seed):
+                    results.append(devices.collect(function(devices.place(batch, device))))
+                devices.finish_step(device)
+                bar.update(len(good))
+            # Fetched only now: a GPU works on a batch while the next one is read.
+            rows = torch.cat([rows.cpu() for rows in results])[: len(part)]
+            rows[~torch.cat(usable)] = 0
+            yield rows

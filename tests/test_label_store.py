@@ -21,9 +21,10 @@ from doubles import (
     make_network,
     small_pool,
 )
+from PIL import Image
 
 import pseudo_label
-from support import InputError, datasets, label_store
+from support import InputError, datasets, label_store, reading
 from support.label_store import Unfinished
 
 # ---- What is refused ----
@@ -267,6 +268,20 @@ def test_shards_in_any_order_give_the_labels_of_a_single_run(noised_teacher, tmp
     assert len(teacher.shown) == batches  # no image twice
 
 
+def test_one_reader_serves_all_chunks_of_a_pass(tmp_path):
+    """Workers that start anew with every chunk would keep a GPU waiting."""
+    pool, folder = small_pool(), tmp_path / "pool"
+    folder.mkdir()
+    for number, pixels in enumerate(pool.pixels.permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    filed = datasets.read_pool(folder, pool.classes)
+    with mock.patch.object(reading, "DataLoader", wraps=reading.DataLoader) as loader:
+        labels = label(Linear(), filed, tmp_path / "labels", **SMALL)
+    assert loader.call_count == 2 and labels.counts["pool"] == 60
+    known = dataclasses.replace(pool, labels=filed.labels)  # as little: not their true classes
+    assert_same_labels(labels, label(Linear(), known, tmp_path / "in-memory", **SMALL))
+
+
 def label_shard(number, out):
     try:
         label(Linear(), small_pool(), out, **SMALL, shard=f"{number}/3")
@@ -318,13 +333,15 @@ def killed_at(event, pool, out, log):
         watch("fsync", (out,))
         real(number)
 
-    def predict(network, images, *arguments, real=pseudo_label.predict, **options):
-        numbers, marks = images.pixels[:, 0, 0, 0].tolist(), os.listdir(out / "progress")
-        with open(log, "a") as file:
-            file.write(json.dumps([options["seed"], numbers, marks]) + "\n")
-        return real(network, images, *arguments, **options)
+    def predict_parts(network, images, parts, real=pseudo_label.predict_parts, **options):
+        for part, rows in zip(parts, real(network, images, parts, **options), strict=True):
+            numbers = images.pixels[part.start: part.stop, 0, 0, 0].tolist()
+            seed, marks = [*options["seed"], part.start], os.listdir(out / "progress")
+            with open(log, "a") as file:
+                file.write(json.dumps([seed, numbers, marks]) + "\n")
+            yield rows
 
-    os.fsync, pseudo_label.predict = fsync, predict
+    os.fsync, pseudo_label.predict_parts = fsync, predict_parts
     sys.addaudithook(watch)
     label(Linear(), pool, out, **SMALL)
 

@@ -488,13 +488,13 @@ def test_names_of_files_need_not_be_utf8(command, tmp_path, capsys):
 
 
 def test_the_noised_teacher_of_the_command_line_has_the_noise_of_its_training(command, tmp_path):
-    noises, real = [], pseudo_label.predict
+    noises, real = [], pseudo_label.predict_parts
 
-    def predict(*arguments, **options):
+    def predict_parts(*arguments, **options):
         noises.append((options["noise"].num_ops, options["noise"].magnitude))
         return real(*arguments, **options)
 
-    with mock.patch.object(pseudo_label, "predict", predict):
+    with mock.patch.object(pseudo_label, "predict_parts", predict_parts):
         assert run(*command, "--out", tmp_path / "out", "--noised-teacher") == 0
     assert set(noises) == {(1, 5)}
     settings = json.loads((tmp_path / "out" / "labels.json").read_text())["settings"]

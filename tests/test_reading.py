@@ -15,7 +15,7 @@ from noise_images import in_memory, write_classes, write_files
 from PIL import Image
 from torch import nn
 
-from support import InputError, cli, datasets, devices, folders, images, reading
+from support import InputError, cli, datasets, folders, images, reading
 
 BATCHES = (torch.tensor([0, 1, 0]), torch.tensor([5, 2]), torch.tensor([0, 1, 0]))
 
@@ -189,6 +189,11 @@ def test_a_noised_teacher_keeps_the_statistics_of_batch_norm():
     assert not any(module.training for module in network.modules())
 
 
+def rows_of(function, source, size, parts=None, chance=None, held_out=None):
+    return reading.evaluate(function, source, parts or [range(6)], image_size=96, size=size,
+                            device="cpu", workers=0, chance=chance, held_out=held_out)
+
+
 @pytest.mark.parametrize("size", [1, 4, None])
 def test_a_function_gets_each_image_once_whatever_the_size_of_a_batch(filed, size):
     seen = []
@@ -198,16 +203,32 @@ def test_a_function_gets_each_image_once_whatever_the_size_of_a_batch(filed, siz
         return batch.float().mean((1, 2, 3)).unsqueeze(1)
 
     held = in_memory(filed)
-    found = reading.evaluate(mean, held, 96, size, devices.choose("cpu"), 0, None, None, None)
+    (found,) = rows_of(mean, held, size)
     assert torch.equal(found, held.pixels.float().mean((1, 2, 3)).unsqueeze(1))
     assert set(seen) == {size or 6}  # the last batch is filled up
+
+
+@pytest.mark.parametrize("source", ["files", "memory"])
+def test_the_rows_of_each_part_come_by_themselves_and_in_order(filed, source):
+    held, parts = in_memory(filed), [range(4), range(5, 6), range(1, 3)]
+    found = rows_of(lambda batch: batch.float().mean((1, 2, 3)),
+                    filed if source == "files" else held, 3, parts)
+    for part, rows in zip(parts, found, strict=True):
+        assert torch.equal(rows, held.pixels[part.start: part.stop].float().mean((1, 2, 3)))
+
+
+def test_no_part_is_read_before_the_one_before_it_is_taken(filed):
+    seen = []
+    rows = rows_of(lambda batch: seen.append(len(batch)) or batch.float().mean((1, 2, 3)), filed, 2,
+                   [range(4), range(4, 6)])
+    assert seen == [] and len(next(rows)) == 4 and seen == [2, 2] and len(next(rows)) == 2
 
 
 def test_rows_of_images_that_are_not_usable_are_zero(filed):
     held_out = frozenset([images.inspect(filed.files[2], None)[1]])
     Path(filed.files[4]).write_bytes(b"broken since")
-    found = reading.evaluate(lambda batch: batch.float().mean((1, 2, 3)).unsqueeze(1) + 1, filed,
-                             96, 4, devices.choose("cpu"), 0, None, None, held_out)
+    (found,) = rows_of(lambda batch: batch.float().mean((1, 2, 3)).unsqueeze(1) + 1, filed, 4,
+                       held_out=held_out)
     assert (found.flatten() == 0).tolist() == [False, False, True, False, True, False]
 
 
@@ -252,7 +273,11 @@ def test_a_worker_that_dies_is_one_line_with_the_flag_that_helps(decode, capsys)
 
 
 def test_each_batch_has_chance_of_its_own(filed):
-    one, again, other = (reading.evaluate(
-        lambda batch: torch.rand(len(batch), 1), in_memory(filed), 96, 2, devices.choose("cpu"), 0,
-        None, (seed,), None) for seed in (0, 0, 1))
+    def draw(seed, parts):
+        return torch.cat([*rows_of(lambda batch: torch.rand(len(batch), 1), in_memory(filed), 2,
+                                   parts, chance=(seed,))])
+
+    parts = [range(2), range(2, 6)]
+    one, again, other = (draw(seed, parts) for seed in (0, 0, 1))
     assert len(one.unique()) == 6 and torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(one[2:], draw(0, parts[1:]))  # as by the process that has this part alone
