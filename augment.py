@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from support import batches, kernels
+from support import batches, devices, kernels
 from support.images import DEVIATION, MEAN, center_crop
 
 EMPTY = 128  # grey level of the pixels that a warp or Cutout leaves without content
@@ -209,7 +209,7 @@ def pixels_at(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def warp(images: Tensor, matrices: list[list[int]]) -> Tensor:
     """Nearest-neighbour affine warps of uint8 (N, 3, H, W), by N results of `matrix`."""
     (height, width), (y, x) = images.shape[2:], coordinates(images)
-    fixed = torch.tensor(matrices, dtype=torch.int32).to(images.device).view(-1, 2, 3, 1, 1)
+    fixed = devices.send(torch.IntTensor(matrices), images.device).view(-1, 2, 3, 1, 1)
     # A frame of empty pixels, one wide, catches all coordinates outside the image; 1 << 16 is
     # the step from the framed image's corner to the image's. The shift rounds down.
     framed = F.pad(images, (1, 1, 1, 1), value=EMPTY)
@@ -282,7 +282,8 @@ def apply_drawn(images: Tensor, drawn: Tensor) -> Tensor:
     (height, width), device = images.shape[2:], images.device
     matrices = [matrix(OPERATIONS[int(operation)], value, height, width)
                 for operation, value in drawn[:, :2].tolist()]
-    operations, values = drawn[:, 0].long().to(device), drawn[:, 1].float().to(device)
+    operations = devices.send(drawn[:, 0].long(), device)
+    values = devices.send(drawn[:, 1].float(), device)
 
     def choose(functions: dict, result: Tensor, *inputs: Tensor) -> Tensor:
         """The result of each image's own function; `result` where it has none."""
@@ -297,7 +298,7 @@ def apply_drawn(images: Tensor, drawn: Tensor) -> Tensor:
     images = blend(degenerate, images, values.view(-1, 1, 1, 1))
     images = warp(kernels.look_up(images, tables), matrices)
     half = torch.where(operations == OPERATIONS.index("Cutout"), values, 0)
-    return cutout(images, drawn[:, 2:].float().to(device), half)
+    return cutout(images, devices.send(drawn[:, 2:].float(), device), half)
 
 
 def apply_operation(images: Tensor, name: str, values: Tensor,
@@ -318,13 +319,15 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
     if device.type == "xla":
         index = torch.full_like(values, OPERATIONS.index(name))
         return apply_drawn(images, torch.column_stack([index, values, centers]).double())
-    if name == "Cutout":
-        return kernels.cutout(images, centers, values, EMPTY)
     if name in MATRICES:
         matrices = [matrix(name, value, height, width) for value in values.tolist()]
-        faster = kernels.WARPS.get(name)
+        faster = kernels.WARPS.get(name) if device.type == "cpu" else None
         return faster(images, matrices, EMPTY) if faster else warp(images, matrices)
-    values = values.float().to(device).view(-1, 1, 1, 1)
+    if name == "Cutout":
+        if device.type == "cpu":
+            return kernels.cutout(images, centers, values, EMPTY)
+        return cutout(images, *(devices.send(part.float(), device) for part in (centers, values)))
+    values = devices.send(values.float(), device).view(-1, 1, 1, 1)
     if name in DEGENERATES:
         return blend(DEGENERATES[name](images), images, values)
     if name in ("Invert", "Posterize"):  # one instruction per pixel, cheaper than a look-up
@@ -345,13 +348,13 @@ def augment_cifar(images: Tensor, rand_augment: RandAugment, chance: batches.Cha
     height, width = images.shape[2:]
     images = apply(images, rand_augment.draw(chance, height, width))
     half, pad = min(height, width) // 4, min(height, width) // 8
-    row, column, top, left = (chance.randint(high).int().to(images.device)
+    row, column, top, left = (devices.send(chance.randint(high).int(), images.device)
                               for high in (height, width, 2 * pad + 1, 2 * pad + 1))
     if rand_augment.num_ops:
         images = cutout(images, torch.stack([row, column], dim=1), torch.full_like(row, half))
     y, x = coordinates(images)  # from the output back to the source: the last step comes first
     if flip:
-        mirrored = chance.randint(2).to(images.device).view(-1, 1, 1) == 1
+        mirrored = devices.send(chance.randint(2), images.device).view(-1, 1, 1) == 1
         x = torch.where(mirrored, width - 1 - x, x)
 
     def reflect(position: Tensor, size: int) -> Tensor:
@@ -365,7 +368,7 @@ def augment_imagenet(images: Tensor, rand_augment: RandAugment, chance: batches.
                      flip: bool = True) -> Tensor:
     """A flip, then RandAugment; `random_resized_crop` comes before, when files are decoded."""
     if flip:
-        mirrored = chance.randint(2).view(-1, 1, 1, 1).to(images.device)
+        mirrored = devices.send(chance.randint(2), images.device).view(-1, 1, 1, 1)
         images = kernels.where(mirrored, images.flip(3), images)
     return apply(images, rand_augment.draw(chance, *images.shape[2:]))
 
@@ -393,5 +396,5 @@ def normalize(images: Tensor) -> Tensor:
     0..255, to float32; differentiable for float images.
     """
     # authors: SVHN by its own mean and deviation; here: every set by ImageNet's.
-    mean, std = torch.tensor([MEAN, DEVIATION], device=images.device).view(2, 1, 3, 1, 1)
+    mean, std = devices.send(torch.tensor([MEAN, DEVIATION]), images.device).view(2, 1, 3, 1, 1)
     return (images - 255 * mean) / (255 * std)

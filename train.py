@@ -296,7 +296,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     average, best = ModelEMA(network, config.ema_decay), Best()
     optimizer = make_optimizer(network, config)
     first = run.resume(network=network, average=average.network, optimizer=optimizer, best=best)
-    forward = distribute(network, device)
+    forward = distribute(network, device, machine.compile)
     if machine.compile:
         forward = devices.compiled(forward)
 
@@ -314,7 +314,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
             images = images.contiguous(memory_format=torch.channels_last)
             # Table 6 may noise the labelled images alone; None: all are noised.
             noised = None if config.model_noise_unlabeled else micro_batch.is_labeled
-            with accumulate(forward, micro_batch.last):  # processes share gradients at the last
+            with accumulate(forward, device, micro_batch.last):  # shares gradients at the last
                 with devices.autocast(device, config.precision):
                     logits = forward(images, noised)
                 loss = joint_loss(logits, micro_batch.labels, micro_batch.targets,

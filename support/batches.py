@@ -8,6 +8,7 @@ together get what one process alone would.
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -105,20 +106,14 @@ def shuffled(size: int, batch_size: int, first: int, last: int, seed: int) -> It
         yield torch.cat(batch)
 
 
-@dataclass(frozen=True)
-class _Crops:
-    """Random crops of images, determined by the seed, the step and the row in the batch alone."""
-
-    source: ImageSet
-    image_size: int
-    seed: int
-    crop: Crop
-
-    def __call__(self, key: tuple[int, int, int]) -> np.ndarray:
-        index, step, row = key
-        mixed = np.random.SeedSequence((self.seed, step, row)).generate_state(1, "u8")
-        generator = Generator().manual_seed(int(mixed[0]))
-        return images.to_array(self.crop(self.source.read(index), self.image_size, generator))
+def _crop(key: tuple[int, int, int], source: ImageSet, image_size: int, seed: int,
+          crop: Crop) -> np.ndarray:
+    """A random crop of an image, determined by the seed, the step and the row in the batch alone.
+    """
+    index, step, row = key
+    mixed = np.random.SeedSequence((seed, step, row)).generate_state(1, "u8")
+    generator = Generator().manual_seed(int(mixed[0]))
+    return images.to_array(crop(source.read(index), image_size, generator))
 
 
 def _stream(source: ImageSet, order: Iterator[Tensor], image_size: int, rows: Tensor, first: int,
@@ -131,7 +126,8 @@ def _stream(source: ImageSet, order: Iterator[Tensor], image_size: int, rows: Te
     check_size(source, image_size)
     keys = (list(zip(batch.tolist(), itertools.repeat(step), rows.tolist(), strict=False))
             for step, batch in enumerate(ahead, first))
-    return zip(order, read(_Crops(source, image_size, seed, crop), keys, workers), strict=True)
+    decode = partial(_crop, source=source, image_size=image_size, seed=seed, crop=crop)
+    return zip(order, read(decode, keys, workers), strict=True)
 
 
 def training(config, labeled: ImageSet, pseudo: PseudoLabels | None, crop: Crop | None,
@@ -192,6 +188,9 @@ def check(config, labeled: ImageSet, pseudo: PseudoLabels | None,
     if machine.compile and machine.checkpoint_blocks and devices.world_size() > 1:
         raise InputError("--compile with --checkpoint-blocks is for one process: a compiled "
                          "SyncBatchNorm would see recomputed images as new ones; leave one out")
+    if device.type == "cuda" and config.precision == "bfloat16" and not (
+            torch.cuda.is_bf16_supported(including_emulation=False)):
+        images.say_once("Warning: this GPU imitates bfloat16, slowly: give --precision float32")
     count, parts = config.batch_size, config.accumulation_steps
     shares = devices.world_size() * devices.mesh_size(device)
     if count % (shares * parts):

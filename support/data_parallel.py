@@ -1,12 +1,13 @@
 """torchrun's processes train one network together: gradients and BatchNorm see all images."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 import torch.distributed.nn
 from torch import Tensor, nn
 
-from support.devices import world_size
+from support.devices import finish_step, world_size
 
 
 def _mean_over_all(maps: Tensor) -> Tensor:
@@ -15,7 +16,7 @@ def _mean_over_all(maps: Tensor) -> Tensor:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the images of all processes; torch's own class of that name needs GPUs."""
+    """BatchNorm over the images of all processes, on any device, and compiled without a break."""
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
@@ -44,7 +45,7 @@ def _synchronize(network: nn.Module) -> None:
             _synchronize(module)
 
 
-def distribute(network: nn.Module, device: torch.device) -> nn.Module:
+def distribute(network: nn.Module, device: torch.device, compiles: bool = False) -> nn.Module:
     """What to call instead of the network, so that the processes of torchrun train one model.
 
     Gradients are averaged over the processes, and BatchNorm sees the images of all (the authors':
@@ -52,13 +53,19 @@ def distribute(network: nn.Module, device: torch.device) -> nn.Module:
     """
     if world_size() == 1:
         return network
-    if device.type == "cuda":
+    # torch's own is faster and leaner on GPUs, but its shapes depend on values: a network that is
+    # compiled would fall apart at each of them.
+    if device.type == "cuda" and not compiles:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
     else:
         _synchronize(network)
     return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
 
 
-def accumulate(network: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def accumulate(network: nn.Module, device: torch.device, last: bool) -> Iterator[None]:
     """Inside, backward() adds up gradients; the last micro-batch averages them over processes."""
-    return contextlib.nullcontext() if last or world_size() == 1 else network.no_sync()
+    with contextlib.nullcontext() if last or world_size() == 1 else network.no_sync():
+        yield
+    if not last:
+        finish_step(device)  # else XLA would compile, and hold in memory, all of them as one

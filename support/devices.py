@@ -68,7 +68,7 @@ def choose(name: str = "auto") -> torch.device:
         raise InputError(f"device {name} is not there: PyTorch finds none; use --device auto")
     if name == "cpu":
         _keep_freed_memory()
-    if "WORLD_SIZE" not in os.environ:  # not started by torchrun
+    if "LOCAL_RANK" not in os.environ:  # not started by torchrun
         return torch.device(name)
     backend, number = "gloo", None
     if name == "cuda":
@@ -85,7 +85,7 @@ def choose(name: str = "auto") -> torch.device:
 
 def _start_xla() -> torch.device:
     """To be called before the process's first backward pass: autograd fails if XLA starts later."""
-    if "WORLD_SIZE" in os.environ:
+    if "LOCAL_RANK" in os.environ:
         raise InputError("device xla needs no torchrun: one process uses all its devices")
     try:
         import torch_xla.runtime
@@ -128,12 +128,17 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def from_first(value: str | None) -> str:
-    """The first process's value, in every process; the values of the others are ignored."""
-    values = [value]
+def local_rank() -> int:
+    """Number of this process among those on this machine; 0 without torchrun."""
+    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
+
+
+def of_this_machine(value: object) -> object:
+    """The value that this machine's first process gives, in each of its processes."""
+    values = [value] * world_size()
     if dist.is_initialized():
-        dist.broadcast_object_list(values)
-    return values[0]
+        dist.all_gather_object(values, value)
+    return values[rank() - local_rank()]
 
 
 @functools.cache
@@ -148,11 +153,16 @@ def mesh_size(device: torch.device) -> int:
     return int(_mesh().size()) if device.type == "xla" else 1
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device, without waiting for what a GPU computes at present."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def place(batch: Tensor, device: torch.device) -> Tensor:
     """A host batch (N, ...) on the device; on XLA with several devices its rows are shared out."""
-    if device.type == "cuda":
-        return batch.pin_memory().to(device, non_blocking=True)
-    return _share(batch.to(device), "data")
+    return _share(send(batch, device), "data")
 
 
 def collect(values: Tensor) -> Tensor:

@@ -242,9 +242,10 @@ def inspect_all(items: Sequence, size: int | None, skip_broken: bool = False,
     """
     look, bar = functools.partial(inspect, size=size, skip_broken=skip_broken), "reading images"
     if len(items) < 200 or not workers:
-        return [look(item) for item in tqdm(items, bar, delay=3)]
+        return [look(item) for item in tqdm(items, bar, delay=3, disable=devices.rank() > 0)]
     try:
-        return process_map(look, items, max_workers=workers, chunksize=10, desc=bar, delay=3)
+        return process_map(look, items, max_workers=workers, chunksize=10, desc=bar, delay=3,
+                           disable=devices.rank() > 0)
     except BrokenProcessPool:
         raise InputError("a process that reads images was killed, most likely because memory is "
                          "full: lower --workers") from None

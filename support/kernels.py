@@ -188,15 +188,14 @@ def shear_rows(images: Tensor, matrices: list[list[int]], fill: int) -> Tensor:
     """augment.warp(images, matrices) for ShearX, whose rows stay whole: copies rows, three times
     as fast on a CPU. Pixels without content become `fill`.
     """
-    (count, channels, height, width), device = images.shape, images.device
-    y = torch.arange(height, dtype=torch.int32, device=device)
-    fixed = torch.tensor(matrices, dtype=torch.int32).to(device)
+    count, channels, height, width = images.shape
+    y, fixed = torch.arange(height, dtype=torch.int32), torch.tensor(matrices, dtype=torch.int32)
     across = ((fixed[:, 1:2] * y + fixed[:, 2:3]) >> 16).clamp_(-width, width)  # (N, H)
     # With empty pixels before each row and after the last one, every row of the result is a window
     # of the memory; `first` are the places of the channels' first pixels in it.
     framed = F.pad(images, (width, 0, 0, 1), value=fill)
     size = 2 * width * (height + 1)
-    first = torch.arange(width, count * channels * size, size, device=device)
+    first = torch.arange(width, count * channels * size, size)
     start = first.view(count, channels, 1) + (2 * width * y + across).unsqueeze(1)
     windows = framed.flatten().unfold(0, width, 1)
     return windows.index_select(0, start.flatten()).view(images.shape)
@@ -214,6 +213,7 @@ def translate(images: Tensor, matrices: list[list[int]], fill: int) -> Tensor:
     return moved
 
 
+# On a GPU a launch for each image would cost more than `warp`.
 WARPS = {"ShearX": shear_rows, "TranslateX": translate, "TranslateY": translate}
 
 

@@ -4,10 +4,7 @@ A name of 41 letters takes 98 bytes in a Python list: for 300 M files, 29 GB in 
 it takes 41 + 8 bytes on disk, which the system caches once in memory, and only as far as it likes.
 """
 
-import contextlib
-import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -51,44 +48,34 @@ def take(names: Sequence[str], rows: np.ndarray) -> Sequence[str]:
     return Names(names.letters, names.ends, rows if names.rows is None else names.rows[rows])
 
 
-def _sweep(folder: str | Path) -> None:
-    """Remove the names of processes that were killed while they wrote: nobody locks them."""
-    for old in Path(folder).glob(".names-*"):
-        with contextlib.suppress(OSError), open(old / "letters", "rb") as letters:
-            fcntl.flock(letters, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old)
-
-
 def write(found: Iterable[str], folder: str | Path) -> Sequence[str]:
-    """Write names to files in `folder`, which must exist and have room, and map them.
+    """Write names to nameless files in `folder`, which must exist and have room, and map them.
 
-    torchrun's first process writes, and all map the same files, which are unlinked when this
-    returns: their space is freed when the last process ends, however it ends. Only the first
-    process uses `found`. InputError if the disk is full.
+    On each machine torchrun's first process writes, and the others map what it has open. The space
+    is free again when the last process ends, however it ends. Only the processes that write use
+    `found`. InputError if the disk is full.
     """
-    place = None
+    written = 0
     try:
-        if devices.rank() == 0:
-            _sweep(folder)
-            place = tempfile.mkdtemp(prefix=".names-", dir=folder)
-            found, written = iter(found), 0
-            with open(f"{place}/letters", "wb") as letters, open(f"{place}/ends", "wb") as ends:
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(letters, fcntl.LOCK_EX)
+        with tempfile.TemporaryFile(dir=folder) as letters, tempfile.TemporaryFile(
+                dir=folder) as ends:
+            if devices.local_rank() == 0:
+                found = iter(found)
                 while part := [os.fsencode(name) for name in islice(found, AT_ONCE)]:
                     letters.write(b"".join(part))
                     lengths = np.fromiter(map(len, part), np.int64, len(part))
                     ends.write((written + lengths.cumsum()).tobytes())
                     written += int(lengths.sum())
-        place = devices.from_first(place)
-        some = os.path.getsize(f"{place}/letters")  # an empty file cannot be mapped
-        mapped = some and [np.asarray(np.memmap(f"{place}/{name}", kind, "r"))
-                           for name, kind in (("letters", np.uint8), ("ends", np.int64))]
-        devices.wait_for_all()
-        return Names(*mapped) if mapped else ()
+                letters.flush()
+                ends.flush()
+            own = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (letters, ends)]
+            written, places = devices.of_this_machine((written, own))
+            if devices.local_rank() == 0:
+                places = letters, ends
+            mapped = written and [np.asarray(np.memmap(place, kind, "r"))
+                                  for place, kind in zip(places, (np.uint8, np.int64), strict=True)]
+            devices.wait_for_all()
+            return Names(*mapped) if mapped else ()
     except OSError as error:
         raise InputError(f"{folder}: the names of the images were not written ({error}); make room "
                          "or choose another output") from None
-    finally:
-        if place and devices.rank() == 0:
-            shutil.rmtree(place, ignore_errors=True)

@@ -151,9 +151,12 @@ class Run:
 
     def save(self, step: int) -> None:
         """Keep the state after this step; FloatingPointError if a weight is not finite."""
-        state = {name: to_host(part.state_dict()) for name, part in self.parts.items()}
+        state = {"network": to_host(self.parts["network"].state_dict())}
         if not all(value.isfinite().all() for value in state["network"].values()):
             raise self._diverged(f"weights are not finite after step {step}")
+        if devices.rank() == 0:  # the others write nothing
+            state |= {name: to_host(part.state_dict()) for name, part in self.parts.items()
+                      if name != "network"}
         seconds = self.seconds + time.perf_counter() - self.started
         self._write(self.state, {"step": step + 1, "seconds": seconds, **state})
 

@@ -691,7 +691,8 @@ PLACES = {
         ("the first name begins at the last one's start", "self.ends[row - 1] if row else 0",
          "self.ends[row - 1]"),
         ("a part of a part", "rows if names.rows is None else names.rows[rows]", "rows"),
-        ("ends within what is written at once", "written += int(lengths.sum())", "pass"),
+        ("ends within what is written at once", "written += int(lengths.sum())",
+         "written = int(lengths.sum())"),
     ],
     ("support/advice.py", "advice"): [
         ("guesses counted without ties", "torch.arange(correct, count + 1,",

@@ -14,7 +14,7 @@ from tiny import TINY
 
 import augment
 import train
-from support import InputError, batches, datasets, devices, reading
+from support import InputError, batches, datasets, devices, images, reading
 from support.batches import Batch, Chance
 from support.images import ImageSet
 
@@ -235,6 +235,19 @@ def test_xla_compiles_by_itself_and_keeps_its_activations(splits, monkeypatch):
             batches.check(TINY, splits.labeled, None, devices.Machine("xla", **options))
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_only_imitates_bfloat16_is_named(native, splits, monkeypatch, capsys):
+    def supported(including_emulation):
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    images.say_once.cache_clear()
+    for config in (TINY, dataclasses.replace(TINY, precision="bfloat16")):
+        assert capsys.readouterr().out == ""
+        batches.check(config, splits.labeled, None, devices.Machine("cuda"))
+    assert ("give --precision float32" in capsys.readouterr().out) is not native
+
+
 def test_sets_that_do_not_fit_are_refused(splits):
     empty = splits.labeled.subset(torch.arange(0))
     with pytest.raises(InputError, match="no labelled images"):
@@ -288,10 +301,10 @@ def stream(source, order=BATCHES, *, first=0, seed=0, rows=(0, 1, 2), workers=0,
            crop=random_corner, size=80):
     """The images of these batches as a training reads them, each checked to come with its index."""
     order, found = list(order), []
-    for index, images in batches._stream(source, iter(order), size, torch.tensor(rows), first,
+    for index, pixels in batches._stream(source, iter(order), size, torch.tensor(rows), first,
                                          seed, crop, workers):
         assert torch.equal(index, order[len(found)])
-        found.append(images)
+        found.append(pixels)
     assert len(found) == len(order)
     return found
 

@@ -48,7 +48,6 @@ def test_a_process_without_a_gpu_of_its_own_is_an_error(monkeypatch):
     for name, value in (("is_available", True), ("device_count", 2)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: pytest.fail("there is none"))
-    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="process 2 .from 0. has no GPU: torchrun --nproc-per-nod"
                                          "e 2"):
@@ -102,7 +101,7 @@ checkpoint = model.Checkpoint.load(path)
 network = checkpoint.network().to(chosen)
 rows = pseudo_label.predict(network, splits.test, device=chosen)
 fallbacks, compilations = [], 0
-if chosen.type == "xla":
+if chosen.type == "xla" and config.accumulation_steps == 1:
     longer = dataclasses.replace(config, epochs=20, evaluate_epochs=2)
     assert longer.epochs * 20 / longer.batch_size == 50
     tiny.run(longer, splits, {out!r} + ".longer", machine=machine, checkpoint_steps=15)
@@ -193,6 +192,14 @@ def test_two_virtual_xla_devices_train_and_label_as_the_cpu_does(whole, on_xla):
     torch.testing.assert_close(result["rows"], whole["rows"], rtol=0, atol=5e-3)
 
 
+def test_micro_batches_on_xla_train_as_the_whole_but_for_batch_norms_statistics(
+        without_statistics, tmp_path):
+    pytest.importorskip("torch_xla")
+    in_two = train_in_a_process(tmp_path / "run", name="xla", micro_batches=2,
+                                fixed_statistics=True)
+    assert_same_training(without_statistics, in_two, 4e-3)
+
+
 @pytest.fixture
 def one_process(tmp_path):
     """What torchrun starts, with one process."""
@@ -253,6 +260,25 @@ def test_a_network_alone_is_its_own_distribution():
     assert type(network.stem_norm) is torch.nn.BatchNorm2d
 
 
+@pytest.mark.parametrize(("compiles", "kind"), [
+    (False, torch.nn.SyncBatchNorm), (True, data_parallel.SyncBatchNorm),
+])
+def test_on_gpus_a_network_that_is_compiled_has_a_batch_norm_that_compiles(
+        compiles, kind, monkeypatch):
+    """PyTorch's selects by a mask, which breaks the graph at each layer."""
+    monkeypatch.setattr(data_parallel, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda network, **_: network)
+    network = model.efficientnet("0.25x0.34", 10)
+    network = data_parallel.distribute(network, torch.device("cuda"), compiles)
+    assert type(network.stem_norm) is kind
+
+
+def test_a_compiled_batch_norm_over_all_processes_is_one_graph(one_process):
+    network = torch.nn.Sequential(*(data_parallel.SyncBatchNorm(3) for _ in range(3)))
+    graphs = torch._dynamo.explain(network)(torch.randn(4, 3, 5, 5))
+    assert (graphs.graph_count, graphs.graph_break_count) == (1, 0)
+
+
 def test_own_chance_is_a_function_of_its_numbers_and_leaves_torchs_alone():
     def draw(numbers):
         with devices.own_chance(torch.device("cpu"), numbers):
@@ -268,7 +294,7 @@ def test_own_chance_is_a_function_of_its_numbers_and_leaves_torchs_alone():
 
 def test_torchrun_and_xla_do_not_go_together(monkeypatch):
     pytest.importorskip("torch_xla")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(InputError, match="needs no torchrun"):
         devices.choose("xla")
 

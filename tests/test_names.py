@@ -1,11 +1,18 @@
 """The names of a pool in a mapped file: a tuple of strings that takes no memory."""
 
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from support import InputError, files, folders, names
+from support import InputError, devices, files, folders, names
+
+ROOT = Path(__file__).parents[1]
 
 FOUND = ["pool/a.jpg", "pool/é/b c.jpg", "pool/" + os.fsdecode(b"\xff.png"), "pool/z" * 30]
 
@@ -56,16 +63,52 @@ def test_nothing_stays_behind(mapped, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_stays(tmp_path):
-    (tmp_path / ".names-killed").mkdir()
-    (tmp_path / ".names-killed" / "letters").write_bytes(b"pool/a.jpg")
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path):
+    def killed():
+        yield FOUND[0]
+        assert os.listdir(tmp_path) == []
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def begun():
-        yield from FOUND[:2]
-        assert list(names.write(FOUND, tmp_path)) == FOUND  # meanwhile, as by another process
-        yield from FOUND[2:]
+    process = multiprocessing.get_context("fork").Process(
+        target=names.write, args=(killed(), tmp_path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and os.listdir(tmp_path) == []
 
-    assert list(names.write(begun(), tmp_path)) == FOUND and os.listdir(tmp_path) == []
+
+def test_the_processes_of_a_machine_map_what_its_first_one_wrote(tmp_path):
+    script = tmp_path / "write.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from support import devices, names
+devices.choose("cpu")
+found = names.write(iter(["a.jpg", "b.jpg"] if devices.rank() == 0 else []), {str(tmp_path)!r})
+empty = names.write(iter([]), {str(tmp_path)!r})
+print(f"process {{devices.rank()}}: {{list(found)}}, {{len(empty)}}\\n", end="")
+""")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--standalone", script]
+    result = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                            capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    said = [line for line in result.stdout.splitlines() if line.startswith("process")]
+    assert sorted(said) == [f"process {rank}: ['a.jpg', 'b.jpg'], 0" for rank in (0, 1)]
+    assert os.listdir(tmp_path) == ["write.py"]
+
+
+def test_of_several_machines_each_one_takes_the_names_of_its_own_first_process(monkeypatch):
+    """Processes 2 and 3 are the second machine's."""
+    monkeypatch.setattr(devices.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(devices.dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(devices.dist, "get_rank", lambda: 3)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+
+    def gather(values, own):
+        values[:] = "abc" + own
+
+    monkeypatch.setattr(devices.dist, "all_gather_object", gather)
+    assert devices.of_this_machine("d") == "c"
 
 
 def test_no_room_is_one_line(tmp_path):

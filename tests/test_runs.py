@@ -92,6 +92,19 @@ def test_a_run_goes_on_from_its_last_state_and_ends_with_the_same(tmp_path):
     assert not (tmp_path / "part.resume").exists() and count(part) is None  # finished
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_process_that_writes_copies_the_whole_state_to_the_host(
+        rank, tmp_path, monkeypatch):
+    """Eight processes with L2's would need 61 GB."""
+    run, parts = make_run(tmp_path / "a.pt"), {"network": Counter(), "average": mock.MagicMock()}
+    parts["average"].state_dict.return_value = {}
+    run.resume(**parts)
+    next(run.steps([[0]]))
+    monkeypatch.setattr(runs.devices, "rank", lambda: rank)
+    run.save(0)
+    assert parts["average"].state_dict.called is (rank == 0) is run.state.exists()
+
+
 def test_the_seconds_of_a_run_count_those_before_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         count(tmp_path / "a.pt", until=8)
