@@ -90,7 +90,7 @@ def read_splits(data: str, labels: int, size: int, pool: str = "all",
                          f"class, {labels} of them new ones, but one has {len(fewest)}: give fewer "
                          "--labels, or lower --seeds")
     in_turn = torch.cat([of_class.roll(-seed * labels) for of_class in rows])
-    splits = replace(whole, labeled=datasets.first(whole.labeled.subset(in_turn), labels))
+    splits = replace(whole, labeled=datasets.split(whole.labeled.subset(in_turn), labels, 0)[0])
     if pool == "all":
         return splits
     own = np.array([bool(read_truth(data)[Path(file).name]) for file in splits.unlabeled.files])

@@ -62,34 +62,22 @@ def split(source: ImageSet, labels_per_class: int | None,
     """Split each class in its order: labelled set, pool, validation.
 
     The first `labels_per_class` images are labelled (None: all but the validation images), the last
-    `val_per_class` are for validation (None: a tenth, at least one), and the pool is the rest.
+    `val_per_class` are for validation (None: a tenth, at least one; 0: there are others), and the
+    pool is the rest. InputError if there are too few.
     """
     parts = []
     for label, name in enumerate(source.classes):
         rows = (source.labels == label).nonzero().flatten()
         last = max(1, len(rows) // 10) if val_per_class is None else val_per_class
         first = max(1, len(rows) - last) if labels_per_class is None else labels_per_class
-        if len(rows) == 1:
+        if last and len(rows) == 1:
             raise InputError(f"class {name}: a single image cannot be both labelled and held out: "
                              "add some, or give separate images for validation (--val)")
-        if first < 1 or last < 1 or first + last > len(rows):
+        if first < 1 or last < 0 or first + last > len(rows):
             raise InputError(f"class {name}: {first} labelled and {last} validation images asked "
-                             f"for of {len(rows)}; ask for 1 or more of each and no more in all")
+                             f"for of {len(rows)}; give one or more labelled, and no more in all")
         parts.append(rows.tensor_split((first, len(rows) - last)))
     return [source.subset(torch.cat(part)) for part in zip(*parts, strict=True)]
-
-
-def first(source: ImageSet, per_class: int | None) -> ImageSet:
-    """The first `per_class` images of each class in order (None: all); InputError if too few."""
-    if per_class is None:
-        return source
-    parts = []
-    for label, name in enumerate(source.classes):
-        rows = (source.labels == label).nonzero().flatten()
-        if len(rows) < per_class:
-            raise InputError(f"class {name}: {per_class} labelled images asked for of {len(rows)}")
-        parts.append(rows[:per_class])
-    return source.subset(torch.cat(parts))
 
 
 def size_to_read(image_size: int, *sets: ImageSet) -> int | None:
@@ -108,11 +96,14 @@ def read_set(source: ImageSet, size: int | None, workers: int = 0, skip_broken: 
     and so, with `skip_broken`, are files that cannot be read. InputError if nothing remains.
     """
     items = source.files if source.pixels is None else source.pixels.permute(0, 2, 3, 1).numpy()
-    found = images.inspect_all(items, size, True, workers)
-    good = [row for row, (_, seen) in enumerate(found) if seen and seen not in held_out]
-    skipped = [items[row] for row, (_, seen) in enumerate(found) if not seen]
-    if skipped and not skip_broken:
-        images.require(skipped)
+    found = images.inspect_all(items, size, workers)
+    broken = [row for row, (_, seen) in enumerate(found) if isinstance(seen, str)]
+    good = [row for row, (pixels, seen) in enumerate(found)
+            if isinstance(seen, bytes) and seen not in held_out]
+    skipped = [items[row] for row in broken]
+    if broken and not skip_broken:
+        others = f"; and {len(broken) - 1} more: {images.first_names(skipped[1:])}"
+        raise InputError(found[broken[0]][1] + others * (len(broken) > 1))
     removed = len(found) - len(good) - len(skipped)
     if not good:
         raise InputError(f"no images for the unlabelled pool: {len(skipped)} unreadable, {removed} "

@@ -117,4 +117,7 @@ def fingerprints(folders: Iterable[str | Path], workers: int = 0) -> frozenset[b
         found += (images := list_images(folder))
         if not images:
             raise InputError(f"{folder}: no images in it; check the path")
-    return frozenset(fingerprint for _, fingerprint in inspect_all(found, None, workers=workers))
+    seen = [fingerprint for _, fingerprint in inspect_all(found, None, workers)]
+    if broken := [wrong for wrong in seen if isinstance(wrong, str)]:
+        raise InputError(broken[0])
+    return frozenset(seen)

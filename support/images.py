@@ -198,13 +198,12 @@ def _lost(file: str) -> bool:
         return True
 
 
-def inspect(item: str | np.ndarray, size: int | None,
-            skip_broken: bool = False) -> tuple[np.ndarray | None, bytes]:
+def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None, bytes | str]:
     """Pixels (3, size, size), or None if size is None, of a file or an (H, W, 3) array, and a
     fingerprint that is equal for equal images, whatever their names and formats.
 
-    A file that cannot be read is an InputError or, with `skip_broken`, (None, b""), unless it is
-    its disk or this machine that fails: else all images of a lost disk would pass for broken ones.
+    Of a file that cannot be read: None, and what is wrong with it. InputError if it is its disk or
+    this machine that fails: else all images of a lost disk would pass for broken ones.
     """
     try:
         image = read_image(item) if isinstance(item, str) else Image.fromarray(item)
@@ -214,33 +213,19 @@ def inspect(item: str | np.ndarray, size: int | None,
         if number in FOR_NOW or _lost(item):
             raise InputError(f"{item}: cannot be opened at present ({cause}): the same command "
                              "continues once it can be") from None
-        if skip_broken:
-            if "--megapixels" in str(error):
-                say_once("Some images have more pixels than --megapixels allows: raise it, or "
-                         "shrink them")
-            return None, b""
-        raise
+        if "--megapixels" in str(error):
+            say_once("Some images have more pixels than --megapixels allows: raise it, or shrink "
+                     "them")
+        return None, str(error)
     fingerprint = blake2b(image.tobytes(), digest_size=16, key=repr(image.size).encode()).digest()
     return None if size is None else to_array(center_crop(image, size)), fingerprint
 
 
-def require(broken: Sequence[str]) -> None:
-    """InputError about files that `inspect` could not read: why the first; the others' names."""
-    said = f"{broken[0]}: could not be read a moment ago; give the same command again"
-    try:
-        inspect(broken[0], None)
-    except InputError as error:
-        said = str(error)
-    others = f"; and {len(broken) - 1} more: {first_names(broken[1:])}" * (len(broken) > 1)
-    raise InputError(said + others)
-
-
-def inspect_all(items: Sequence, size: int | None, skip_broken: bool = False,
-                workers: int = 0) -> list[tuple]:
+def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tuple]:
     """`inspect` for each item; if they are many, by worker processes. If that takes more than some
     seconds there is a progress bar.
     """
-    look, bar = functools.partial(inspect, size=size, skip_broken=skip_broken), "reading images"
+    look, bar = functools.partial(inspect, size=size), "reading images"
     if len(items) < 200 or not workers:
         return [look(item) for item in tqdm(items, bar, delay=3, disable=devices.rank() > 0)]
     try:

@@ -77,8 +77,8 @@ def check_size(source: ImageSet, image_size: int) -> None:
 def _view(file: str, image_size: int, held_out: frozenset[bytes] | None) -> tuple:
     if held_out is None:
         return images.to_array(images.center_crop(images.read_image(file), image_size)), True
-    pixels, fingerprint = images.inspect(file, image_size, skip_broken=True)
-    if not fingerprint or fingerprint in held_out:
+    pixels, fingerprint = images.inspect(file, image_size)
+    if isinstance(fingerprint, str) or fingerprint in held_out:
         return np.zeros((3, image_size, image_size), np.uint8), False
     return pixels, True
 

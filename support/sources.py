@@ -59,16 +59,14 @@ def read_folders(source: Source, image_size: int, workers: int = 0) -> Splits:
         if folder and Path(base).resolve() in Path(folder).resolve().parents:
             raise InputError(f"--{name} {folder} lies in {base}, whose folders are classes: move "
                              "it elsewhere")
-    labeled, pool = folders.list_classes(base), None
+    labeled = folders.list_classes(base)
     test = folders.list_classes(source.test, labeled.classes)
-    if source.val is None:
-        labeled, pool, validation = datasets.split(
-            labeled, source.labels_per_class, source.val_per_class)
-    elif source.val_per_class is None:
-        labeled = datasets.first(labeled, source.labels_per_class)
-        validation = folders.list_classes(source.val, labeled.classes)
-    else:
+    if source.val and source.val_per_class:
         raise InputError("--val and --val-per-class are both given; give one of the two")
+    labeled, pool, validation = datasets.split(
+        labeled, source.labels_per_class, 0 if source.val else source.val_per_class)
+    if source.val:
+        validation = folders.list_classes(source.val, labeled.classes)
     if source.unlabeled:
         pool = datasets.read_pool(source.unlabeled, labeled.classes)
     return datasets.read_splits(Splits(labeled, pool, validation, test), image_size, workers,

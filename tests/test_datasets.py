@@ -112,7 +112,7 @@ def test_split_folder_takes_first_names_as_labeled_and_last_as_validation(tmp_pa
     assert splits.validation.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("labels, val", [(5, 3), (0, 3), (5, 0), (-1, 3)])
+@pytest.mark.parametrize("labels, val", [(5, 3), (0, 3), (8, 0), (-1, 3)])
 def test_split_folder_refuses_impossible_counts_and_names_the_class(tmp_path, labels, val):
     train = write_classes(tmp_path / "train", ["a", "b"], 7)
     test = write_classes(tmp_path / "test", ["a", "b"], 1, first_seed=100)
