@@ -9,6 +9,7 @@ only measures the labels; nothing is trained on it.
 import csv
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,15 +26,26 @@ class Flags:
 
 
 def read(file: Path) -> list[dict]:
-    """The lines of a CSV file with a header."""
+    """The lines of a CSV file of images, each with the image's name."""
     with open(file, newline="") as lines:
-        return list(csv.DictReader(lines))
+        return [row | {"name": Path(row["file"]).name} for row in csv.DictReader(lines)]
 
 
-def shares(chosen: list[dict], truth: dict[str, str]) -> list[float]:
-    """Of the chosen images: their number; in percent how many show one of the classes, how many of
-    these are labelled correctly, and how many of a student's images, copies counted, are right.
+@cache
+def read_truth(file: str) -> dict[str, str]:
+    """The class of each image of a pool by its name; empty: none of the classes."""
+    return {row["name"]: row["class"] for row in read(file)}
+
+
+def shares(folder: Path, truth: dict[str, str]) -> list[float]:
+    """Of the images chosen in a folder of labels: their number; in percent how many show one of the
+    classes, how many of these are labelled correctly, and how many of a student's images, copies
+    counted, are right. truth: see `read_truth`.
     """
+    chosen = read(folder / "labels.csv")
+    if unknown := [row["file"] for row in chosen if row["name"] not in truth]:
+        raise InputError(f"{folder}/labels.csv: there is no truth of {len(unknown)} images, "
+                         f"{unknown[0]} among them: give that of this pool")
     own = [row for row in chosen if truth[row["name"]]]
     right = [row for row in own if truth[row["name"]] == row["class"]]
     copies = [sum(int(row["copies"]) for row in rows) for rows in (right, chosen)]
@@ -42,14 +54,10 @@ def shares(chosen: list[dict], truth: dict[str, str]) -> list[float]:
 
 
 def main(flags: Flags) -> None:
-    truth = {Path(row["file"]).name: row["class"] for row in read(flags.truth)}
+    truth = read_truth(flags.truth)
     found: dict[str, list] = {}
     for folder in map(Path, flags.labels):
-        chosen = [row | {"name": Path(row["file"]).name} for row in read(folder / "labels.csv")]
-        if unknown := [row["file"] for row in chosen if row["name"] not in truth]:
-            raise InputError(f"{folder}/labels.csv: {flags.truth} has no line for {len(unknown)} "
-                             f"images, {unknown[0]} among them: give the truth of this pool")
-        found.setdefault(folder.name, []).append(shares(chosen, truth))
+        found.setdefault(folder.name, []).append(shares(folder, truth))
     heads = ["labels", "unique images", "of a class", "correct among these", "correct, with copies"]
     print(table(heads, [[name, *map(spread, zip(*rows, strict=True))]
                         for name, rows in found.items()]))

@@ -27,7 +27,7 @@ import pseudo_label
 import train
 from iterate import Generation
 from model import Checkpoint, scaling
-from results.check_labels import read, shares
+from results.check_labels import read_truth, shares
 from support import InputError, datasets, devices, files, images, outline, sources
 from support.label_store import PseudoLabels
 
@@ -69,12 +69,6 @@ def read_all(data: str, size: int) -> images.Splits:
 
 
 @cache
-def read_truth(data: str) -> dict[str, str]:
-    """The class of each file of the pool; empty: none of the classes."""
-    return {row["file"]: row["class"] for row in read(Path(data, "pool-truth.csv"))}
-
-
-@cache
 def read_splits(data: str, labels: int, size: int, pool: str = "all",
                 seed: int = 0) -> images.Splits:
     """A seed's images at `size` pixels: `labels` labelled ones of each class, those after the
@@ -93,7 +87,8 @@ def read_splits(data: str, labels: int, size: int, pool: str = "all",
     splits = replace(whole, labeled=datasets.split(whole.labeled.subset(in_turn), labels, 0)[0])
     if pool == "all":
         return splits
-    own = np.array([bool(read_truth(data)[Path(file).name]) for file in splits.unlabeled.files])
+    truth = read_truth(f"{data}/pool-truth.csv")
+    own = np.array([bool(truth[Path(file).name]) for file in splits.unlabeled.files])
     rows = np.random.default_rng(seed).permutation(len(own))
     if "/" in pool:
         rows = rows[: len(rows) // int(pool.split("/")[1])]
@@ -132,10 +127,9 @@ def measure(run: Run, seed: int, data: str, labels: int, folder: Path, robust: b
     losses = [line for line in lines if "loss_unlabeled" in line]
     found = {name: row[name] for name in ("val_top1", "test_top1")}
     if pseudo:
-        chosen = [line | {"name": Path(line["file"]).name}
-                  for line in read(out.with_suffix("") / "labels.csv")]
         of_labels = "unique", "of_a_class", "of_these_right", "right_with_copies"
-        found |= dict(zip(of_labels, shares(chosen, read_truth(data)), strict=True))
+        right = shares(out.with_suffix(""), read_truth(f"{data}/pool-truth.csv"))
+        found |= dict(zip(of_labels, right, strict=True))
     for name in "loss_labeled", "loss_unlabeled":  # over the last tenth of the training
         last = [line[name] for line in losses[-max(1, len(losses) // 10):]]
         found[name] = float(np.mean(last)) if last else None

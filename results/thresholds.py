@@ -27,7 +27,7 @@ import pseudo_label
 import train
 from model import Checkpoint
 from pseudo_label import Labelling
-from results.check_labels import read, shares
+from results.check_labels import read_truth, shares
 from results.measure import processor, read_all
 from results.studies import BASE
 from results.summarize import table
@@ -92,10 +92,9 @@ def measure(splits: Splits, truth: dict[str, str], seed: int, folder: Path,
             continue
         train.train(replace(config, seed=seed + 1), splits.labeled, splits.validation, pseudo,
                     out=out, machine=machine, name=way)
-        chosen = [row | {"name": Path(row["file"]).name}
-                  for row in read(out.with_suffix("") / "labels.csv")]
         yield {"kept": way, "val_top1": Checkpoint.load(out).val_top1,
-               "shares": shares(chosen, truth), "minutes": (time.monotonic() - begun) / 60}
+               "shares": shares(out.with_suffix(""), truth),
+               "minutes": (time.monotonic() - begun) / 60}
 
 
 def page(rows: list[dict], classes: int) -> str:
@@ -136,8 +135,7 @@ def main(flags: Flags) -> None:
         raise InputError(f"--classes {min(unknown)}: choose from 2, 5 and 10")
     torch.set_num_threads(1)
     whole, file = read_all(flags.data, BASE.image_size), Path(flags.results)
-    classes_of = {Path(row["file"]).name: row["class"]
-                  for row in read(Path(flags.data, "pool-truth.csv"))}
+    classes_of = read_truth(f"{flags.data}/pool-truth.csv")
     here = {"processor": processor(),
             "images": files.digest(*images.digests(whole).values())[:16]}
 

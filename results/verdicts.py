@@ -64,14 +64,15 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(differences), QUANTILES[min(count, 10) - 2] * error
 
 
-def verdict(differences: Sequence[float], null: bool = False, sometimes: bool = False) -> str:
+def verdict(contrast: Contrast, differences: Sequence[float]) -> str:
     """The verdict in words, from the interval."""
     mean, half = interval(differences)
     low, high = mean - half, mean + half
-    inside, outside = (low > 0, high < 0) if not null else (
+    inside, outside = (low > 0, high < 0) if not contrast.null else (
         -BOUND <= low and high <= BOUND, low > BOUND or high < -BOUND)
     if inside or outside:
-        return "reproduced" if inside else "not seen here" if sometimes else "contradicted"
+        against = "not seen here" if contrast.sometimes else "contradicted"
+        return "reproduced" if inside else against
     return f"not decided by {len(differences)} seed{'s' * (len(differences) > 1)}"
 
 
@@ -100,11 +101,6 @@ def in_words(found: Sequence[float]) -> str:
     return f"{mean:+.2f}" + (f" [{mean - half:+.2f}, {mean + half:+.2f}]" if len(found) > 2 else "")
 
 
-def of_contrast(contrast: Contrast, found: Mapping[str, float]) -> str:
-    """The verdict on the contrast of a study."""
-    return verdict([*found.values()], contrast.null, contrast.sometimes)
-
-
 def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) -> str:
     """A study's part of the page: the claim, the contrast, and a table of its runs."""
     seeds = sorted({seed for values in rows.values() for seed in values}, key=int)
@@ -125,7 +121,7 @@ def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) 
         f"## {name}", f"The paper ({study.section}): {study.claim}.",
         table(["run", *(f"seed {seed}" for seed in seeds), "mean +- std", *columns], lines),
         f"{study.contrast}, {FIGURES[study.contrast.figure]}: {in_words([*found.values()])}; "
-        f"by seed {each}: **{of_contrast(study.contrast, found)}**."])
+        f"by seed {each}: **{verdict(study.contrast, [*found.values()])}**."])
 
 
 def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
@@ -134,8 +130,9 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     for name, study in studies.items():
         rows = rows_of(study, known)
         if found := differences(study.contrast, rows):
-            words = of_contrast(study.contrast, found)
-            lines.append([study.section, study.claim, in_words([*found.values()]), words])
+            values = [*found.values()]
+            lines.append([study.section, study.claim, in_words(values),
+                          verdict(study.contrast, values)])
             decidable += len(found) > 2 and not study.contrast.null
             sections.append(section(name, study, rows, found))
     minutes = sum(row["minutes"] for one in known["seeds"].values() for row in one["runs"].values())

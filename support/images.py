@@ -10,7 +10,6 @@ import functools
 import os
 import warnings
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -228,9 +227,5 @@ def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tup
     look, bar = functools.partial(inspect, size=size), "reading images"
     if len(items) < 200 or not workers:
         return [look(item) for item in tqdm(items, bar, delay=3, disable=devices.rank() > 0)]
-    try:
-        return process_map(look, items, max_workers=workers, chunksize=10, desc=bar, delay=3,
-                           disable=devices.rank() > 0)
-    except BrokenProcessPool:
-        raise InputError("a process that reads images was killed, most likely because memory is "
-                         "full: lower --workers") from None
+    return process_map(look, items, max_workers=workers, chunksize=10, desc=bar, delay=3,
+                       disable=devices.rank() > 0)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from support import InputError, batches, files, images
+from support import InputError, batches, files, images, reading
 from support.devices import Machine
 from support.images import ImageSet
 
@@ -205,10 +205,7 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
         if fixed and fixed < size:
             raise InputError(f"--fixed-resolution {fixed}: give --image-size, {size}, or more")
         for wanted in {size, fixed or size}:
-            if labeled.pixels is not None and wanted != labeled.pixels.shape[-1]:
-                raise InputError(f"these images are {labeled.pixels.shape[-1]} pixels large in "
-                                 "memory: --image-size and --fixed-resolution cannot be "
-                                 f"{wanted} here")
+            reading.check_size(labeled, wanted)
         # Without a pool: the batch of the teacher and of the models on the labels alone.
         batches.check(generation.config, labeled, None, machine)
         with torch.device("meta"):

@@ -70,8 +70,8 @@ def _joined(parts: list) -> Tensor | list[Tensor]:
 def check_size(source: ImageSet, image_size: int) -> None:
     """InputError if the images are in memory, at another size."""
     if source.pixels is not None and source.pixels.shape[-1] != image_size:
-        raise InputError(f"the images in memory have {source.pixels.shape[-1]} px, not the "
-                         f"{image_size} px asked for; read the data at that size")
+        raise InputError(f"the images in memory have {source.pixels.shape[-1]} pixels a side, not "
+                         f"the {image_size} asked for (--image-size, --fixed-resolution)")
 
 
 def _view(file: str, image_size: int, held_out: frozenset[bytes] | None) -> tuple:

@@ -191,8 +191,8 @@ def known_conventions(state_dict: Mapping[str, Tensor],
     Keys tell torchvision's from timm's; timm's own networks and AdvProp's are known by the
     config.json beside the file, or by the name that timm gives the file.
     """
-    if "features.0.0.weight" in state_dict:
-        return _torchvision(state_dict)
+    if "features.0.0.weight" in state_dict:  # b5 to b7, of 5 blocks or more in stage 2, have TF's
+        return Conventions(True, 1e-3 if "features.2.4.block.0.0.weight" in state_dict else 1e-5)
     name, mean = path.stem, None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads(path.with_name("config.json").read_text())
@@ -200,12 +200,6 @@ def known_conventions(state_dict: Mapping[str, Tensor],
     own = bool(re.match(r"efficientnet_", name)) and "conv_stem.weight" in state_dict
     halves = mean == 0.5 if mean else bool(re.search(r"[_.-]ap([_.-]|$)|ra4", name))
     return Conventions(own, 1e-5 if own else 1e-3, halves)
-
-
-def _torchvision(state_dict: Mapping[str, Tensor]) -> Conventions:
-    """Its b0 to b4 have PyTorch's epsilon; b5 to b7, of 5 blocks or more in stage 2, TensorFlow's.
-    """
-    return Conventions(True, 1e-3 if "features.2.4.block.0.0.weight" in state_dict else 1e-5)
 
 
 def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

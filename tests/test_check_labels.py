@@ -51,5 +51,5 @@ def test_folders_of_one_name_are_averaged(tmp_path, truth, capsys):
 
 def test_the_truth_of_another_pool_is_refused(tmp_path, truth):
     write(tmp_path / "labels" / "labels.csv", HEAD, ("new.jpg", "cat", 0.9, 1))
-    with pytest.raises(InputError, match="no line for 1 images, new.jpg among them"):
+    with pytest.raises(InputError, match="no truth of 1 images, new.jpg among them"):
         check_labels.main(check_labels.Flags(truth, [str(tmp_path / "labels")]))

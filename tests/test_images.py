@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from noise_images import in_memory, noise, write_classes, write_files
 from PIL import Image, ImageOps
 
-from support import InputError, folders, images
+from support import InputError, cli, folders, images
 
 # ---- Sets ----
 
@@ -185,11 +186,20 @@ def killed(item, size):
     return None, b"\0" * 16
 
 
-def test_a_killed_process_that_reads_images_is_one_line_and_no_hang(monkeypatch):
+@dataclass(frozen=True)
+class Flags:
+    """Read images"""
+
+
+def read_until_killed(flags: Flags) -> None:
+    images.inspect_all(["a file"] * 2500 + ["the last straw"], None, workers=2)
+
+
+def test_a_killed_process_that_reads_images_is_one_line_and_no_hang(monkeypatch, capsys):
     monkeypatch.setattr(images, "inspect", killed)
-    items = ["a file"] * 2500 + ["the last straw"]
-    with pytest.raises(InputError, match="was killed, .*memory.*--workers"):
-        images.inspect_all(items, None, workers=2)
+    assert cli.run(read_until_killed, []) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "was killed, most likely as the memory" in said and "--workers" in said
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -111,7 +111,7 @@ def test_batches_from_memory_are_looked_up(filed):
 
 
 def test_batches_from_memory_of_another_size_are_an_error(filed):
-    with pytest.raises(InputError, match="96 px, not the 40 px"):
+    with pytest.raises(InputError, match="96 pixels a side, not the 40"):
         next(reading.clean(in_memory(filed), BATCHES, 40))
 
 

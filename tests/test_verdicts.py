@@ -51,13 +51,14 @@ def test_more_seeds_than_there_are_quantiles_have_the_wider_interval_of_ten():
     ([-4.0, 4.0, 0.0], True, "not decided by 3 seeds"),
 ])
 def test_a_verdict_needs_the_whole_interval(differences, null, expected):
-    assert verdicts.verdict(differences, null) == expected
+    assert verdicts.verdict(Contrast("a", "b", null=null), differences) == expected
 
 
 def test_what_the_paper_finds_only_sometimes_is_not_contradicted_by_one_setting():
-    assert verdicts.verdict([-1.0, -2.0, -3.0, -4.0], sometimes=True) == "not seen here"
-    assert verdicts.verdict([1.0, 2.0, 3.0, 4.0], sometimes=True) == "reproduced"
-    assert verdicts.verdict([-1.0, 2.0, 3.0], sometimes=True) == "not decided by 3 seeds"
+    contrast = Contrast("a", "b", sometimes=True)
+    assert verdicts.verdict(contrast, [-1.0, -2.0, -3.0, -4.0]) == "not seen here"
+    assert verdicts.verdict(contrast, [1.0, 2.0, 3.0, 4.0]) == "reproduced"
+    assert verdicts.verdict(contrast, [-1.0, 2.0, 3.0]) == "not decided by 3 seeds"
 
 
 def run(key):
