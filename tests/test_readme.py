@@ -24,7 +24,8 @@ README = (ROOT / "README.md").read_text()
 
 def test_a_checkpoint_in_python_classifies_a_photograph_and_is_exported(
         tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    guide = (ROOT / "results/photographs.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.S)
     splits = tiny.make_splits()
     out = tmp_path / "runs" / "finetune" / "student-2.pt"
     tiny.run(tiny.TINY, splits, out, students=False)
