@@ -1,8 +1,7 @@
 """The one place that chooses and drives devices: CPU, CUDA, Apple's MPS, and XLA (TPU or CPU).
 
-Labelling, training and evaluation ask it which device (`choose`), bring host batches there
-(`place`), compute in a precision (`autocast`) and end a step (`finish_step`); `Tensor.cpu()` brings
-results back everywhere. There are two ways to use several devices:
+It finds a device (`choose`), brings host batches there (`place`) and ends a step (`finish_step`);
+`Tensor.cpu()` brings results back everywhere. There are two ways to use several devices:
 
     XLA          SPMD: one process, a mesh over all its devices, every batch split along its first
                  axis, and the gradients summed by the compiler
@@ -131,6 +130,27 @@ def wait_for_all() -> None:
 def local_rank() -> int:
     """Number of this process among those on this machine; 0 without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """Inside, the first process is alone; the others follow once it has left."""
+    if rank() > 0:
+        wait_for_all()
+    yield
+    if rank() == 0:
+        wait_for_all()
+
+
+def interleaved(values: list) -> list:
+    """One list of all processes' values, of which each has every n-th."""
+    parts = [values] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(parts, values)
+    found = [None] * sum(map(len, parts))
+    for number, part in enumerate(parts):
+        found[number:: len(parts)] = part
+    return found
 
 
 def of_this_machine(value: object) -> object:

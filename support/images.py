@@ -221,11 +221,14 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
 
 
 def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tuple]:
-    """`inspect` for each item; if they are many, by worker processes. If that takes more than some
-    seconds there is a progress bar.
+    """`inspect` for each item; if they are many, by worker processes, and what stays files by the
+    processes of torchrun together. If that takes more than some seconds there is a progress bar.
     """
-    look, bar = functools.partial(inspect, size=size), "reading images"
-    if len(items) < 200 or not workers:
-        return [look(item) for item in tqdm(items, bar, delay=3, disable=devices.rank() > 0)]
-    return process_map(look, items, max_workers=workers, chunksize=10, desc=bar, delay=3,
-                       disable=devices.rank() > 0)
+    look, shared = functools.partial(inspect, size=size), size is None
+    own = items[devices.rank():: devices.world_size()] if shared else items
+    bar = {"desc": "reading images", "delay": 3, "disable": devices.rank() > 0}
+    if len(own) < 200 or not workers:
+        found = [look(item) for item in tqdm(own, **bar)]
+    else:
+        found = process_map(look, own, max_workers=workers, chunksize=10, **bar)
+    return devices.interleaved(found) if shared else found

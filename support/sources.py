@@ -85,7 +85,8 @@ def read_published(source: Source, image_size: int, seed: int, workers: int = 0)
     native = 160 if image_size <= 160 else 320  # Imagenette comes in both sizes
     edition = {"size": f"{native}px"} if name == "imagenette" else {}
     try:
-        found = [reader(str(root), part, download=True, **edition) for part in parts]
+        with devices.first_alone():  # until it has downloaded them
+            found = [reader(str(root), part, download=True, **edition) for part in parts]
     except ImportError as error:  # SciPy, to read SVHN
         raise InputError(f"{name} needs a package: pip install {error.name}; the same command then "
                          "goes on") from error
@@ -172,12 +173,7 @@ def choose(source: Source, plan: str, config, machine: devices.Machine, out: Pat
     if kind in ("train", "labeled"):
         return read_folders(source, image_size, workers)
     if kind == "dataset":
-        if devices.rank() > 0:
-            devices.wait_for_all()  # until one process has downloaded
-        splits = read_published(source, image_size, config.seed, workers)
-        if devices.rank() == 0:
-            devices.wait_for_all()
-        return splits
+        return read_published(source, image_size, config.seed, workers)
     if plan != "demo":
         raise InputError(f"plan {plan} needs images: give --labeled, --unlabeled and --test, or "
                          "--train and --test, or --dataset")

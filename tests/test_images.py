@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,6 +202,34 @@ def test_a_killed_process_that_reads_images_is_one_line_and_no_hang(monkeypatch,
     assert cli.run(read_until_killed, []) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "was killed, most likely as the memory" in said and "--workers" in said
+
+
+def test_processes_of_torchrun_share_what_stays_files_and_read_all_of_what_is_held(tmp_path):
+    for number in range(5):
+        noise(number).save(tmp_path / f"{number}.png")
+    script = tmp_path / "read.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from support import devices, images
+devices.choose("cpu")
+looked, real = [], images.inspect
+images.inspect = lambda item, size: looked.append(item[-5]) or real(item, size)
+files = [f"{tmp_path}/{{number}}.png" for number in range(5)]
+for size in (None, 8):
+    found = images.inspect_all(files, size)
+    alone = [real(file, size) for file in files]
+    same = all(one[1] == other[1] for one, other in zip(found, alone, strict=True))
+    print("process", devices.rank(), size, "".join(looked), same, end=".\\n")
+    looked.clear()
+""")
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+         script], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    said = [line for line in result.stdout.splitlines() if line.startswith("process")]
+    assert sorted(said) == ["process 0 8 01234 True.", "process 0 None 024 True.",
+                            "process 1 8 01234 True.", "process 1 None 13 True."]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
