@@ -47,7 +47,7 @@ class Labelling:
     # paper: 130 K of 300 K images a class; here: the mean size of a class, as pools are smaller.
     per_class: cli.Count | None = None  # images of each class (default: pool / classes)
     balance: bool = True  # equally many images of each class (section 3.1)
-    noised_teacher: bool = False  # label with RandAugment, dropout, stochastic depth (table 6)
+    noised_teacher: bool = False  # label with the noise of its training, but for crops (table 6)
 
     def __post_init__(self):
         cli.check(self)

@@ -112,7 +112,7 @@ def outline(plan: str, generations: Sequence, flags, source, train_phases: Calla
 
 
 def _changes(generation, recipe: Callable, student: bool) -> str:
-    """How a generation departs from the paper's recipe for its model."""
+    """How a generation departs from train.recipe for its model."""
     config, labelling = generation.config, generation.labelling
     paper, here = vars(recipe(config.arch)) | {"start_from": None}, vars(config) | vars(generation)
     if student:
@@ -120,7 +120,7 @@ def _changes(generation, recipe: Callable, student: bool) -> str:
         here |= vars(labelling) | {"per_class": labelling.per_class or "pool / classes"}
     changed = ", ".join(f"{name} {here[name]} ({value})" for name, value in paper.items()
                         if here[name] != value and name not in ("seed", "labeled_images"))
-    return f"not as in the paper (its values): {changed}" if changed else "as in the paper"
+    return f"not as in train.recipe (its values): {changed}" if changed else "as in train.recipe"
 
 
 class Loop:

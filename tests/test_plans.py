@@ -143,7 +143,7 @@ def test_dry_runs_of_table_6_and_figure_2(capsys):
         steps = round(epochs * 1_281_167 / 2048)
         assert lines["teacher"][1] == lines["student 1"][2] == arch
         assert lines["student 1"][4:6] == [f"{steps:,}", f"{2048 * (1 + ratio):,}"]
-        assert "teacher, student 1: as in the paper" in text
+        assert "teacher, student 1: as in train.recipe" in text
 
 
 def test_a_dry_run_counts_what_the_loop_does(capsys, tmp_path):
@@ -198,7 +198,7 @@ def test_a_dry_run_names_the_ablations_and_how_labels_are_kept(capsys):
                        "--pseudo-labels", "hard", "--no-balance", "--per-class", "9",
                        "--no-filter", "--from-teacher")
     teacher, student = (line for line in text.splitlines() if "paper" in line)
-    assert teacher == "teacher: as in the paper"
+    assert teacher == "teacher: as in train.recipe"
     for change in ("joint False (True)", "noised_teacher True (False)", "kind hard (soft)",
                    "balance False (True)", "per_class 9 (130000)", "threshold 0.0 (0.3)",
                    "from_teacher True (False)"):
