@@ -12,9 +12,9 @@ images ("a normal (i.e., not noised) teacher model"); --noised-teacher is table 
 
     python pseudo_label.py --teacher teacher.pt --unlabeled POOL --held-out VAL TEST --out LABELS
 
-If it is killed, the same command continues. The pool is divided among the GPUs of a machine by
-torchrun --nproc-per-node 8 pseudo_label.py ..., or among jobs that only share a disk by --shard 0/8
-to 7/8: start each once for pass 1 and again for pass 2. It names the shards that are missing.
+If it is killed, the same command continues. The GPUs of a machine share the pool under torchrun
+--nproc-per-node 8 pseudo_label.py ..., jobs that only share a disk by --shard 0/8, 1/8, ... 7/8:
+start every job once for pass 1 and again for pass 2. Each names the shards that are missing.
 """
 
 import sys
@@ -47,7 +47,7 @@ class Labelling:
     # paper: 130 K of 300 K images a class; here: the mean size of a class, as pools are smaller.
     per_class: cli.Count | None = None  # images of each class (default: pool / classes)
     balance: bool = True  # equally many images of each class (section 3.1)
-    noised_teacher: bool = False  # label with the noise of its training, but for crops (table 6)
+    noised_teacher: bool = False  # label with RandAugment, dropout, stochastic depth (table 6)
 
     def __post_init__(self):
         cli.check(self)
@@ -166,25 +166,25 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
         "image_size": teacher.image_size, "batch_size": batch_size, "seed": seed,
         "held_out": files.digest(*sorted(held_out or ()))}
     store = label_store.LabelStore(out, pool, settings, images_of, shard, progress)
-    run = partial(predict_parts, teacher.network().to(machine.device), noise=noise,
-                  image_size=teacher.image_size, size=batch_size, device=machine.device,
-                  workers=machine.workers)
+    if store.complete():
+        return store.finish()
+    predicted = partial(predict_parts, teacher.network().to(machine.device), noise=noise,
+                        image_size=teacher.image_size, size=batch_size, device=machine.device,
+                        workers=machine.workers)
 
     def choose() -> np.ndarray:  # of unreadable and held-out images the confidence is zero
         per_class = how.per_class or max(1, np.count_nonzero(first[0]) // len(pool.classes))
         return select(*first, len(pool.classes), how.threshold, per_class, seed, how.balance)
 
-    def targets(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        # authors: float32; here: float16, where a peaked row's entries below 3e-8 become 0.
-        found = make_targets(probabilities, how.kind, how.temperature)
-        return found.half(), probabilities.argmax(dim=1)
-
     if images_of is None:  # else the store copies that choice of images
         first = store.fill("pass 1", ("confidence", "class"), lambda rows: rows.max(dim=1),
-                           len(pool), partial(run, pool, seed=(seed, 1), held_out=held_out))
+                           len(pool), partial(predicted, pool, seed=(seed, 1), held_out=held_out))
     selected = pool.subset(torch.tensor(store.once(choose)))  # once each; the store has the copies
-    store.fill("pass 2", ("targets", "target_class"), targets, len(selected),
-               partial(run, selected, seed=(seed, 2)))
+    # authors: targets in float32; here: float16, where a peaked row's entries below 3e-8 become 0.
+    store.fill(
+        "pass 2", ("targets", "target_class"),
+        lambda rows: (make_targets(rows, how.kind, how.temperature).half(), rows.argmax(dim=1)),
+        len(selected), partial(predicted, selected, seed=(seed, 2)))
     return store.finish()
 
 

@@ -66,7 +66,7 @@ KNOWN = {
     "out of memory|DefaultCPUAllocator|not enough memory|size calculation overflowed":
         "out of memory: lower --batch-size or --image-size; when training, also try "
         "--accumulation-steps and --checkpoint-blocks",
-    "DataLoader worker|shared memory|process pool was terminated":
+    "DataLoader worker|shared memory|process pool":
         "a worker that reads images was killed, most likely as the memory, or a container's shared "
         "memory, is full: give --workers 0, or start the container with --shm-size 8g or "
         "--ipc=host; the same command continues",

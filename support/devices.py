@@ -142,23 +142,17 @@ def first_alone() -> Iterator[None]:
         wait_for_all()
 
 
-def interleaved(values: list) -> list:
-    """One list of all processes' values, of which each has every n-th."""
-    parts = [values] * world_size()
+def gathered(value: object) -> list:
+    """The values that the processes give, in the order of their numbers."""
+    values = [value] * world_size()
     if dist.is_initialized():
-        dist.all_gather_object(parts, values)
-    found = [None] * sum(map(len, parts))
-    for number, part in enumerate(parts):
-        found[number:: len(parts)] = part
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
 def of_this_machine(value: object) -> object:
     """The value that this machine's first process gives, in each of its processes."""
-    values = [value] * world_size()
-    if dist.is_initialized():
-        dist.all_gather_object(values, value)
-    return values[rank() - local_rank()]
+    return gathered(value)[rank() - local_rank()]
 
 
 @functools.cache

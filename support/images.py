@@ -224,11 +224,23 @@ def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tup
     """`inspect` for each item; if they are many, by worker processes, and what stays files by the
     processes of torchrun together. If that takes more than some seconds there is a progress bar.
     """
-    look, shared = functools.partial(inspect, size=size), size is None
-    own = items[devices.rank():: devices.world_size()] if shared else items
+    look, world = functools.partial(inspect, size=size), devices.world_size() if size is None else 1
+    own = items[devices.rank() % world:: world]
     bar = {"desc": "reading images", "delay": 3, "disable": devices.rank() > 0}
-    if len(own) < 200 or not workers:
-        found = [look(item) for item in tqdm(own, **bar)]
-    else:
-        found = process_map(look, own, max_workers=workers, chunksize=10, **bar)
-    return devices.interleaved(found) if shared else found
+    try:
+        if len(own) < 200 or not workers:
+            found = [look(item) for item in tqdm(own, **bar)]
+        else:
+            found = process_map(look, own, max_workers=workers, chunksize=10, **bar)
+    except InputError as error:
+        found = error  # which all processes raise
+    parts = devices.gathered((files.digest(items), found)) if world > 1 else [(None, found)]
+    whole = [None] * len(items)
+    for number, (of_items, part) in enumerate(parts):
+        if isinstance(part, InputError):
+            raise part
+        if of_items != parts[0][0]:
+            raise InputError("the processes find different images: they need the same disk, and "
+                             "nothing may be added meanwhile")
+        whole[number:: world] = part
+    return whole

@@ -114,7 +114,6 @@ class LabelStore:
             self.settings |= {key: earlier[key] for key in SELECTION}
             self.settings["images_of"] = earlier["teacher"]
         if self.complete():
-            read(self.folder, pool, self.settings)  # InputError if they are others
             return
         begun = self.folder / "progress" / "settings.json"
         try:
@@ -154,8 +153,6 @@ class LabelStore:
         chunk is done once its rows are on the disk and, after them, an empty file that marks it: it
         is never made again. Raises Unfinished while chunks of other shards are missing.
         """
-        if self.complete():
-            return [self.load(name) for name in names]
         # About a hundred chunks, so that a kill loses little, but none of over a hundred batches.
         batch = self.settings["batch_size"]
         size = batch * min(max(total // (100 * batch), 1), 100)
@@ -171,6 +168,8 @@ class LabelStore:
             bar.update(bar.total - sum(len(part) for _, part in due))
             predicted = predict([part for _, part in due])
             for (mark, part), probabilities in zip(due, predicted, strict=True):
+                if self.complete():  # by others, who have made this part, too
+                    break
                 for name, rows in zip(names, make(probabilities), strict=True):
                     if rows.dtype == torch.int64:  # classes
                         rows = rows.short() if len(self.pool.classes) <= 2**15 else rows.int()

@@ -84,7 +84,7 @@ def table(found: Sequence[Stage]) -> str:
 
 def outline(plan: str, generations: Sequence, flags, source, train_phases: Callable,
             scaling: Callable, recipe: Callable) -> str:
-    """What a loop would do, as a table, and where it departs from the paper's recipe.
+    """What a loop would do, as a table, and where it departs from train.recipe.
 
     Args:
         flags: iterate.Flags; source: sources.Source, whose numbers replace those of SIZES.

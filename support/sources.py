@@ -84,16 +84,16 @@ def read_published(source: Source, image_size: int, seed: int, workers: int = 0)
     name, root, (reader, parts, _, _) = source.dataset, source.root, PUBLISHED[source.dataset]
     native = 160 if image_size <= 160 else 320  # Imagenette comes in both sizes
     edition = {"size": f"{native}px"} if name == "imagenette" else {}
-    try:
-        with devices.first_alone():  # until it has downloaded them
+    with devices.first_alone():  # until it has downloaded them
+        try:
             found = [reader(str(root), part, download=True, **edition) for part in parts]
-    except ImportError as error:  # SciPy, to read SVHN
-        raise InputError(f"{name} needs a package: pip install {error.name}; the same command then "
-                         "goes on") from error
-    except (OSError, RuntimeError) as error:  # no network, damaged, ...
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: neither found in {root} nor downloaded ({reason}); "
-                         "put it there or connect this machine to the network") from error
+        except ImportError as error:  # SciPy, to read SVHN
+            raise InputError(f"{name} needs a package: pip install {error.name}; the same command "
+                             "then goes on") from error
+        except (OSError, RuntimeError) as error:  # no network, damaged, ...
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name}: neither found in {root} nor downloaded ({reason}); "
+                             "put it there or connect this machine to the network") from error
     if name == "imagenette":
         home = Path(root, f"imagenette2-{native}")
         source = replace(source, train=home / "train", test=home / "val")

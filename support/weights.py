@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from support import InputError, devices, files
+from support import InputError, files
 from support.images import DEVIATION, MEAN, say_once
 
 # The 1000 classes of ImageNet ("wnids", in the order of the logits), which released weights know.
@@ -240,5 +240,5 @@ def imitate(network: nn.Module, how: Conventions) -> nn.Module:
 def _by_halves(network: nn.Module, inputs: tuple) -> tuple:
     """Images from augment.normalize, as if it had used a mean and deviation of 0.5."""
     images, *others = inputs
-    mean, std = devices.send(torch.tensor([MEAN, DEVIATION]), images.device).view(2, 1, 3, 1, 1)
+    mean, std = torch.tensor([MEAN, DEVIATION], device=images.device).view(2, 1, 3, 1, 1)
     return (2 * (images * std + mean) - 1, *others)

@@ -328,7 +328,7 @@ def test_batches_from_memory_are_cropped_as_those_from_files(filed, workers):
 
 def test_batches_from_memory_of_another_size_are_an_error(splits):
     for crop in (None, random_corner):
-        with pytest.raises(InputError, match="32 px, not the 40 px"):
+        with pytest.raises(InputError, match="32 pixels a side, not the 40"):
             stream(splits.labeled, crop=crop, size=40)
 
 

@@ -14,7 +14,7 @@ import torch
 from noise_images import in_memory, noise, write_classes, write_files
 from PIL import Image, ImageOps
 
-from support import InputError, cli, folders, images
+from support import InputError, cli, files, folders, images
 
 # ---- Sets ----
 
@@ -204,7 +204,7 @@ def test_a_killed_process_that_reads_images_is_one_line_and_no_hang(monkeypatch,
     assert "was killed, most likely as the memory" in said and "--workers" in said
 
 
-def test_processes_of_torchrun_share_what_stays_files_and_read_all_of_what_is_held(tmp_path):
+def test_torchruns_processes_share_what_stays_files_and_each_reads_what_is_held(tmp_path):
     for number in range(5):
         noise(number).save(tmp_path / f"{number}.png")
     script = tmp_path / "read.py"
@@ -230,6 +230,25 @@ for size in (None, 8):
     said = [line for line in result.stdout.splitlines() if line.startswith("process")]
     assert sorted(said) == ["process 0 8 01234 True.", "process 0 None 024 True.",
                             "process 1 8 01234 True.", "process 1 None 13 True."]
+
+
+def test_an_error_of_one_process_is_that_of_all_and_so_are_lists_that_differ(monkeypatch):
+    """As the second of two processes."""
+    names, fine = ["a.jpg", "b.jpg", "c.jpg"], [(None, b"0"), (None, b"2")]
+    monkeypatch.setattr(images, "inspect", killed)
+    monkeypatch.setattr(images.devices, "rank", lambda: 1)
+    monkeypatch.setattr(images.devices, "world_size", lambda: 2)
+
+    def found(first_names, by_first):
+        monkeypatch.setattr(images.devices, "gathered", lambda own: [
+            (files.digest(first_names), by_first), own])
+        return images.inspect_all(names, None)
+
+    assert found(names, fine) == [fine[0], (None, b"\0" * 16), fine[1]]
+    with pytest.raises(InputError, match="cannot be opened at present"):
+        found(names, InputError("a.jpg: cannot be opened at present"))
+    with pytest.raises(InputError, match="find different images"):
+        found(["a.jpg", "aa.jpg", "c.jpg"], fine)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

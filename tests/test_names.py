@@ -76,7 +76,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path):
     assert process.exitcode == -signal.SIGKILL and os.listdir(tmp_path) == []
 
 
-def test_the_processes_of_a_machine_map_what_its_first_one_wrote(tmp_path):
+def test_torchruns_processes_map_what_the_first_one_wrote(tmp_path):
     script = tmp_path / "write.py"
     script.write_text(f"""
 import sys

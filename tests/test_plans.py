@@ -197,7 +197,7 @@ def test_a_dry_run_names_the_ablations_and_how_labels_are_kept(capsys):
     _, text = outlined(capsys, "--plan", "figure2", "--no-joint", "--noised-teacher",
                        "--pseudo-labels", "hard", "--no-balance", "--per-class", "9",
                        "--no-filter", "--from-teacher")
-    teacher, student = (line for line in text.splitlines() if "paper" in line)
+    teacher, student = (line for line in text.splitlines() if "train.recipe" in line)
     assert teacher == "teacher: as in train.recipe"
     for change in ("joint False (True)", "noised_teacher True (False)", "kind hard (soft)",
                    "balance False (True)", "per_class 9 (130000)", "threshold 0.0 (0.3)",

@@ -110,7 +110,11 @@ def test_a_list_goes_on_after_its_first_part(teacher, pool, tmp_path, monkeypatc
 
 def test_a_list_that_fails_leaves_the_older_one(teacher, pool, tmp_path, monkeypatch):
     (tmp_path / "list.csv").write_text("older")
-    monkeypatch.setattr(pseudo_label, "predict_parts", lambda *_, **__: 1 / 0)
+
+    def fails(*_, **__):
+        yield 1 / 0
+
+    monkeypatch.setattr(pseudo_label, "predict_parts", fails)
     with pytest.raises(ZeroDivisionError):
         listed(teacher, pool, tmp_path / "list.csv")
     assert (tmp_path / "list.csv").read_text() == "older"

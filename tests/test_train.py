@@ -296,7 +296,7 @@ def test_every_field_of_the_configuration_changes_the_training(field, splits, tm
         )
         return
     if field == "image_size":
-        with pytest.raises(InputError, match="32 px"):  # those in memory are not 48 px
+        with pytest.raises(InputError, match="32 pixels a side"):  # those in memory are not 48 px
             run(dataclasses.replace(TINY, image_size=48), splits, tmp_path / "c.pt")
         return
     config = TINY
