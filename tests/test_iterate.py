@@ -531,7 +531,7 @@ def one_level_too_high(folders):
     (None, ["--temperature", "0"], "--temperature 0.0: give 0.01 to 100"),
     (None, ["--per-class", "0"], "--per-class 0: give 1 to 1,000,000,000"),
     (None, ["--workers", "-1"], "--workers -1: give 0 to 1,000"),
-    (None, ["--fixed-resolution", "48"], "not the 48 asked for .*--fixed-resolution"),
+    (None, ["--fixed-resolution", "48"], "not the 48 asked for (--image-size, --fixed-resolution)"),
     (None, ["--fixed-resolution", "24"], "--fixed-resolution 24: give --image-size, 32, or more"),
     (None, ["--fixed-resolution", "0"], "--fixed-resolution 0: give 1 to 1,000,000,000"),
     (None, ["--batch-size", "1"], "BatchNorm needs two images"),
