@@ -28,6 +28,8 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+from torch import distributed
+
 from support import InputError
 
 
@@ -171,5 +173,8 @@ def run(main: Callable, argv: list[str] | None = None) -> int:
               file=sys.stderr)
         return 130
     else:
+        if distributed.is_initialized():  # torchrun's processes part once all are done, not before
+            distributed.barrier()
+            distributed.destroy_process_group()
         return 0
     return 2

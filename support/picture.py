@@ -146,8 +146,9 @@ def _draw_classes(accuracy, confusion, rows: list[dict], classes: list[str]) -> 
     _draw_bars(accuracy, classes, {row["name"]: [
         100 * found[number] / max(1, sum(found)) for number, found in enumerate(row["confusion"])]
         for row in rows})
-    accuracy.set(title="Test accuracy by class", ylabel="top-1 (%)")
-    accuracy.legend(fontsize=8)
+    accuracy.set(title="Test accuracy by class", ylabel="top-1 (%)", ylim=(0, 115),
+                 yticks=range(0, 101, 20))
+    accuracy.legend(fontsize=8, ncols=len(rows), loc="upper center")  # above all bars
     matrix = torch.tensor(rows[-1]["confusion"])
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     confusion.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -330,6 +331,37 @@ def test_a_bug_of_ours_keeps_its_traceback(error):
 
 def test_a_run_without_an_error_ends_with_0():
     assert cli.run(all_fields, []) == 0
+
+
+def test_torchruns_processes_part_only_when_all_are_done(tmp_path):
+    """One that leaves the others' connections open, or them alone, may abort at its exit."""
+    script = tmp_path / "slow.py"
+    script.write_text(f'''"""The first process takes longer"""
+import sys, time
+from dataclasses import dataclass
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from support import cli, devices
+
+@dataclass(frozen=True)
+class Flags:
+    """None"""
+
+def main(flags: Flags) -> None:
+    devices.choose("cpu")
+    if devices.rank() == 0:
+        time.sleep(2)
+        Path("done").touch()
+
+status = cli.run(main)
+assert Path("done").exists() and not devices.dist.is_initialized()
+sys.exit(status)
+''')
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--standalone", script]
+    result = subprocess.run(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                            capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_the_arguments_of_the_process_are_the_default(monkeypatch):

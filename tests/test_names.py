@@ -85,16 +85,18 @@ from support import devices, names
 devices.choose("cpu")
 found = names.write(iter(["a.jpg", "b.jpg"] if devices.rank() == 0 else []), {str(tmp_path)!r})
 empty = names.write(iter([]), {str(tmp_path)!r})
-print(f"process {{devices.rank()}}: {{list(found)}}, {{len(empty)}}\\n", end="")
+with open(f"{str(tmp_path)}/{{devices.rank()}}.txt", "w") as file:
+    file.write(f"{{list(found)}}, {{len(empty)}}")
+devices.dist.destroy_process_group()
 """)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
                "--standalone", script]
     result = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"},
                             capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    said = [line for line in result.stdout.splitlines() if line.startswith("process")]
-    assert sorted(said) == [f"process {rank}: ['a.jpg', 'b.jpg'], 0" for rank in (0, 1)]
-    assert os.listdir(tmp_path) == ["write.py"]
+    said = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
+    assert said == ["['a.jpg', 'b.jpg'], 0"] * 2
+    assert sorted(os.listdir(tmp_path)) == ["0.txt", "1.txt", "write.py"]
 
 
 def test_of_several_machines_each_one_takes_the_names_of_its_own_first_process(monkeypatch):
