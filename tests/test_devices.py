@@ -95,7 +95,10 @@ config = dataclasses.replace(
 )
 splits, machine = tiny.make_splits(), devices.Machine(chosen)
 path = tiny.run(config, splits, {out!r}, machine=machine)
-if devices.rank() > 0:
+rank = devices.rank()
+if devices.dist.is_initialized():
+    devices.dist.destroy_process_group()
+if rank > 0:
     sys.exit()
 checkpoint = model.Checkpoint.load(path)
 network = checkpoint.network().to(chosen)
