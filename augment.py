@@ -278,7 +278,7 @@ def apply(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def apply_drawn(images: Tensor, drawn: Tensor) -> Tensor:
-    """Each image's own operation, drawn (N, 4); the other mechanisms leave the image unchanged."""
+    """Each image's own operation, drawn (N, 4); the other mechanisms leave it as it is."""
     (height, width), device = images.shape[2:], images.device
     matrices = [matrix(OPERATIONS[int(operation)], value, height, width)
                 for operation, value in drawn[:, :2].tolist()]
@@ -337,8 +337,8 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
 
 
 # ---- The pipelines of training ----
-# Both take uint8 (N, 3, H, W) to uint8 (N, 3, H, W). `chance` knows each image's place in the whole
-# batch, so dividing that among micro-batches or processes changes nothing.
+# Both take uint8 (N, 3, H, W) to uint8 (N, 3, H, W). `chance` knows each image's place in the
+# whole batch, so dividing that among micro-batches or processes changes nothing.
 
 
 def augment_cifar(images: Tensor, rand_augment: RandAugment, chance: batches.Chance,

@@ -68,7 +68,7 @@ def flip_rate(predictions: Tensor, noise: bool) -> float:
     """How often the prediction changes within a sequence, as a fraction (Hendrycks & Dietterich).
 
     predictions: (sequences, frames >= 2) classes; ValueError for another shape. Each frame is
-    compared with the one before it; in `noise`, whose frames have no order, with the clean first.
+    compared with the one before it; of `noise`, which has no order, with the clean first.
     """
     predictions = torch.as_tensor(predictions)
     if predictions.ndim != 2 or predictions.shape[1] < 2 or not len(predictions):

@@ -124,7 +124,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
                 progress=f"{generation.name}: labelling")
             advice.of_labels(generation.name, pseudo, splits)
         start = teacher if generation.from_teacher else generation.start_from
-        # paper: says of no fine-tuned model whether it labels; here: it does, as the better one.
+        # paper: does not say whether a fine-tuned model labels; here: it does.
         teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assignment: step 4
         models.append((generation, teacher, pseudo))
 

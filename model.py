@@ -3,7 +3,7 @@
 Noisy Student Training (section 3.1, "Architecture") takes EfficientNet (Tan & Le, 2019) as it is;
 its stochastic depth and its dropout are the two kinds of model noise of section 2.
 
-All sizes are b0 at another width, depth and resolution ("compound scaling"). For b0 and 224x224:
+All are b0 at other widths, depths and resolutions ("compound scaling"). For b0 and 224x224:
 
     images   (N, 3, 224, 224)
     stem     3x3 convolution, stride 2              (N,   32, 112, 112)

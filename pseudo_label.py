@@ -13,7 +13,7 @@ images ("a normal (i.e., not noised) teacher model"); --noised-teacher is table 
     python pseudo_label.py --teacher teacher.pt --unlabeled POOL --held-out VAL TEST --out LABELS
 
 If it is killed, the same command continues. The GPUs of a machine share the pool under torchrun
---nproc-per-node 8 pseudo_label.py ..., jobs that only share a disk by --shard 0/8, 1/8, ... 7/8:
+--nproc-per-node 8 pseudo_label.py ..., jobs that only share a disk by --shard 0/8 to 7/8:
 start every job once for pass 1 and again for pass 2. Each names the shards that are missing.
 """
 
@@ -44,7 +44,7 @@ class Labelling:
     kind: Annotated[Literal["soft", "hard"], "--pseudo-labels"] = "soft"  # distribution, or one-hot
     temperature: cli.Temperature = 1.0  # of soft pseudo labels; below 1 they are sharper
     threshold: cli.BelowOne = 0.3  # confidence to exceed (0.3 in section 3.1); 0 keeps all
-    # paper: 130 K of 300 K images a class; here: the mean size of a class, as pools are smaller.
+    # paper: 130 K of 300 K images a class; here: a class's mean size, as pools are smaller.
     per_class: cli.Count | None = None  # images of each class (default: pool / classes)
     balance: bool = True  # equally many images of each class (section 3.1)
     noised_teacher: bool = False  # label with RandAugment, dropout, stochastic depth (table 6)
@@ -96,7 +96,7 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     less than 130K images, we duplicate some images at random so that each class can have 130K
     images."
 
-    Of the n images of a class each appears per_class // n times, and a random per_class % n of them
+    Of the n images of a class each appears per_class // n times, a random per_class % n of them
     once more. A class without any candidate is left out.
 
     Args:
@@ -179,7 +179,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     if images_of is None:  # else the store copies that choice of images
         first = store.fill("pass 1", ("confidence", "class"), lambda rows: rows.max(dim=1),
                            len(pool), partial(predicted, pool, seed=(seed, 1), held_out=held_out))
-    selected = pool.subset(torch.tensor(store.once(choose)))  # once each; the store has the copies
+    selected = pool.subset(torch.tensor(store.once(choose)))  # without the copies
     # authors: targets in float32; here: float16, where a peaked row's entries below 3e-8 become 0.
     store.fill(
         "pass 2", ("targets", "target_class"),

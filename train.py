@@ -138,8 +138,8 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     images. Similar to [86], we fix the shallow layers during finetuning" (section 3.1).
     """
     # paper: does not name them; here: the stem and stages 1 to 5. The rest holds most parameters.
-    # authors: the last rate (350 epochs, batch 2048: 0.0015); here, too; after a cosine peak / 10.
-    # paper: "unaugmented"; here: dropout and stochastic depth stay on, as they are no augmentation.
+    # authors: the last rate (350 epochs, batch 2048: 0.0015); here: too; a cosine's: peak / 10.
+    # paper: "unaugmented"; here: the model's noise stays on, as it is no augmentation.
     last = config.decay_rate ** (math.ceil(config.epochs / config.decay_epochs - 1e-9) - 1)
     rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
     return replace(

@@ -173,7 +173,7 @@ def run(main: Callable, argv: list[str] | None = None) -> int:
               file=sys.stderr)
         return 130
     else:
-        if distributed.is_initialized():  # torchrun's processes part once all are done, not before
+        if distributed.is_initialized():  # torchrun's processes part together
             distributed.barrier()
             distributed.destroy_process_group()
         return 0

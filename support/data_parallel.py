@@ -16,7 +16,7 @@ def _mean_over_all(maps: Tensor) -> Tensor:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the images of all processes, on any device, and compiled without a break."""
+    """BatchNorm over the images of all processes, on any device; it compiles as one graph."""
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
@@ -53,8 +53,8 @@ def distribute(network: nn.Module, device: torch.device, compiles: bool = False)
     """
     if world_size() == 1:
         return network
-    # torch's own is faster and leaner on GPUs, but its shapes depend on values: a network that is
-    # compiled would fall apart at each of them.
+    # torch's own is leaner on GPUs, but its shapes depend on values: a network that is compiled
+    # would fall apart at each of them.
     if device.type == "cuda" and not compiles:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
     else:

@@ -201,8 +201,8 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
     """Pixels (3, size, size), or None if size is None, of a file or an (H, W, 3) array, and a
     fingerprint that is equal for equal images, whatever their names and formats.
 
-    Of a file that cannot be read: None, and what is wrong with it. InputError if it is its disk or
-    this machine that fails: else all images of a lost disk would pass for broken ones.
+    Of a file that cannot be read: None, and what is wrong with it. InputError if its disk or this
+    machine fails: else all images of a lost disk would pass for broken ones.
     """
     try:
         image = read_image(item) if isinstance(item, str) else Image.fromarray(item)
@@ -221,8 +221,8 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
 
 
 def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tuple]:
-    """`inspect` for each item; if they are many, by worker processes, and what stays files by the
-    processes of torchrun together. If that takes more than some seconds there is a progress bar.
+    """`inspect` for each item; many are shared out to worker processes, and those that stay files
+    to torchrun's. If it takes more than some seconds there is a progress bar.
     """
     look, world = functools.partial(inspect, size=size), devices.world_size() if size is None else 1
     own = items[devices.rank() % world:: world]

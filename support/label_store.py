@@ -51,8 +51,8 @@ class Unfinished(Exception):
 
 
 def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> PseudoLabels:
-    """The pseudo labels of a folder, memory-mapped; InputError if incomplete, broken, or of another
-    pool or settings. (Of the targets, perhaps millions, only a few thousand are checked.)
+    """The pseudo labels of a folder, memory-mapped; InputError if incomplete, broken, or of other
+    settings or pool. (Of the targets, perhaps millions, only a few thousand are checked.)
     """
     folder, settings = Path(folder), settings or {}
     if images.OF_POOL not in settings:
@@ -131,7 +131,7 @@ class LabelStore:
         return (self.folder / "labels.json").exists()
 
     def _write(self, name: str, contents: dict | np.ndarray | Callable) -> None:
-        """Write a JSON, .npy or other file whole or not at all; other shards may do so at once."""
+        """Write a JSON, .npy or other file, whole or not at all; other shards may, too."""
         path = self.folder / name
         own = path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}")
         if isinstance(contents, dict):

@@ -51,7 +51,7 @@ def take(names: Sequence[str], rows: np.ndarray) -> Sequence[str]:
 def write(found: Iterable[str], folder: str | Path) -> Sequence[str]:
     """Write names to nameless files in `folder`, which must exist and have room, and map them.
 
-    On each machine torchrun's first process writes, and the others map what it has open. The space
+    On each machine torchrun's first process writes, the others map what it has open. The space
     is free again when the last process ends, however it ends. Only the processes that write use
     `found`. InputError if the disk is full.
     """

@@ -70,7 +70,7 @@ SVHN = {
     "weight_decay": 1e-4, "epochs": 202.3, "decay_epochs": 1.372,
 }
 # Table 6: unlabelled batches as large as labelled; for 1.3 M images, standard augmentation alone.
-# paper: that is translation and flips; here: ImageNet's crops and flips, none for a noised teacher.
+# paper: that is translation and flips; here: crops and flips, and none for a noised teacher.
 B5 = {"arch": "b5", "unlabeled_ratio": 1}
 PLAIN_B5 = B5 | {"rand_augment_operations": 0}
 

@@ -162,13 +162,14 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
              device: torch.device | str, workers: int, chance: tuple[int, ...] | None,
              progress: str | None = None,
              held_out: frozenset[bytes] | None = None) -> Iterator[Tensor]:
-    """For each of `parts`, ranges of the images, the rows (M, ...) of function(batch) for its clean
-    images, on the CPU; one reader, which is ahead, serves all parts.
+    """For each of `parts`, ranges of the images, the rows (M, ...) of function(batch), on the CPU.
+
+    The images are clean, and one reader, which is ahead, serves all parts.
 
     Args:
         size: images per batch; None: what `size_for` says.
-        chance: numbers that, with the part's first image and the batch's number in the part, seed
-            the random numbers of `function`; None: it draws none.
+        chance: numbers that, with the part's first image and the batch's number in it, seed the
+            random numbers of `function`; None: it draws none.
         held_out: see `clean`; the rows of images that are not usable are zero.
     """
     device = torch.device(device)
@@ -187,7 +188,7 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
             for number in range(max(1, -(-len(part) // size))):
                 batch, good = next(reader)
                 usable.append(good)
-                if len(good) < size:  # the part's last one: filled up, so that XLA compiles once
+                if len(good) < size:  # the last one: filled up, so that XLA compiles once
                     batch = F.pad(batch, (0, 0) * 3 + (0, size - len(good)))
                 seed = None if chance is None else (*chance, part.start, number)
                 with devices.own_chance(device, seed):
