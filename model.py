@@ -27,8 +27,7 @@ Stage 1 has no expansion. BatchNorm follows every convolution but the two of squ
 which have a bias; swish follows every BatchNorm but the projection's.
 
 Here and in the other files `# paper: ...; here: ...` (or `# authors: ...`, for their code) marks a
-deviation, mostly with its reason. The functions of support/kernels.py do what their names say,
-faster.
+deviation, mostly with its reason. Functions of support/kernels.py do what they are named, faster.
 """
 
 import math
