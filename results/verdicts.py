@@ -12,8 +12,10 @@ interval (Student's t).
 
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -39,10 +41,15 @@ class Contrast:
     null: bool = False  # the paper finds both equally good
     sometimes: bool = False  # it finds the first higher in some cases: none contradicts that
 
+    @property
+    def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The names of the runs on the higher and on the lower side."""
+        return tuple((side,) if isinstance(side, str) else side
+                     for side in (self.higher, self.lower))
+
     def __str__(self) -> str:
-        names = (one if isinstance(one, str) else f"mean of {', '.join(one)}"
-                 for one in (self.higher, self.lower))
-        return " minus ".join(f"({name})" for name in names)
+        return " minus ".join(f"({'mean of ' * (len(side) > 1)}{'; '.join(side)})"
+                              for side in self.sides)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Study:
     section: str
     contrast: Contrast
     runs: Mapping[str, Run]
+    note: str = ""  # what the runs say of the reason, once they are measured
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -84,8 +92,7 @@ def rows_of(study: Study, known: Mapping) -> dict[str, dict[str, dict]]:
 
 def differences(contrast: Contrast, rows: Mapping[str, Mapping[str, dict]]) -> dict[str, float]:
     """The contrast's difference by seed, for the seeds that have all of its runs."""
-    higher, lower = ((one,) if isinstance(one, str) else one
-                     for one in (contrast.higher, contrast.lower))
+    higher, lower = contrast.sides
     seeds = [seed for seed in rows[higher[0]]
              if all(seed in rows[name] for name in (*higher, *lower))]
 
@@ -101,14 +108,15 @@ def in_words(found: Sequence[float]) -> str:
     return f"{mean:+.2f}" + (f" [{mean - half:+.2f}, {mean + half:+.2f}]" if len(found) > 2 else "")
 
 
-def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) -> str:
-    """A study's part of the page: the claim, the contrast, and a table of its runs."""
+def section(studies: Mapping[str, Study], known: Mapping) -> str:
+    """The part of the page on studies of the same runs: their claims, the runs, each contrast."""
+    rows = rows_of([*studies.values()][0], known)
     seeds = sorted({seed for values in rows.values() for seed in values}, key=int)
-    columns = {"unique images": "unique", "of a class, %": "of_a_class",
-               "correct, with copies, %": "right_with_copies", "loss, labelled": "loss_labeled",
-               "loss, unlabelled": "loss_unlabeled"}
-    if study.contrast.figure not in ("test_top1", "loss_gap"):
-        columns = {FIGURES[study.contrast.figure]: study.contrast.figure}
+    figures = {study.contrast.figure for study in studies.values()} - {"test_top1", "loss_gap"}
+    columns = {text: figure for figure, text in FIGURES.items() if figure in figures} or {
+        "unique images": "unique", "of a class, %": "of_a_class",
+        "correct, with copies, %": "right_with_copies", "loss, labelled": "loss_labeled",
+        "loss, unlabelled": "loss_unlabeled"}
     lines = []
     for run, values in rows.items():
         tops = [values[seed]["test_top1"] for seed in seeds if seed in values]
@@ -116,25 +124,29 @@ def section(name: str, study: Study, rows: Mapping, found: Mapping[str, float]) 
         lines.append([run, *by_seed, spread(tops) if tops else "-", *(
             spread([row.get(key) for row in values.values()]) if values else "-"
             for key in columns.values())])
-    each = ", ".join(f"{value:+.2f} ({seed})" for seed, value in found.items())
-    return "\n\n".join([
-        f"## {name}", f"The paper ({study.section}): {study.claim}.",
-        table(["run", *(f"seed {seed}" for seed in seeds), "mean +- std", *columns], lines),
-        f"{study.contrast}, {FIGURES[study.contrast.figure]}: {in_words([*found.values()])}; "
-        f"by seed {each}: **{verdict(study.contrast, [*found.values()])}**."])
+    parts = [f"## {', '.join(studies)}",
+             table(["run", *(f"seed {seed}" for seed in seeds), "mean +- std", *columns], lines)]
+    for study in studies.values():
+        found = differences(study.contrast, rows)
+        each = ", ".join(f"{value:+.2f} ({seed})" for seed, value in found.items())
+        said = (f"Section {study.section}: {study.claim}. {study.contrast}, "
+                f"{FIGURES[study.contrast.figure]}: {in_words([*found.values()])}; by seed {each}: "
+                f"**{verdict(study.contrast, [*found.values()])}**.")
+        parts.append(f"{said} {study.note}".strip())
+    return "\n\n".join(parts)
 
 
 def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     """studies.md, with a text about the whole; studies without a measured contrast are left out."""
-    lines, sections, decidable = [], [], 0
+    lines, shown, decidable = [], {}, 0
     for name, study in studies.items():
-        rows = rows_of(study, known)
-        if found := differences(study.contrast, rows):
-            values = [*found.values()]
+        if found := differences(study.contrast, rows_of(study, known)):
+            values, shown[name] = [*found.values()], study
             lines.append([study.section, study.claim, in_words(values),
                           verdict(study.contrast, values)])
             decidable += len(found) > 2 and not study.contrast.null
-            sections.append(section(name, study, rows, found))
+    sections = [section(dict(group), known)
+                for _, group in groupby(shown.items(), lambda item: item[1].runs)]
     minutes = sum(row["minutes"] for one in known["seeds"].values() for row in one["runs"].values())
     measured = [[seed, str(len(one["runs"])), one["processor"], one["torch"],
                  ", ".join(dict.fromkeys(row["commit"] for row in one["runs"].values()))]
@@ -159,18 +171,29 @@ def draw(studies: Mapping[str, Study], known: Mapping, file: Path) -> None:
     shown = {name: rows for name, study in studies.items()
              if differences(study.contrast, rows := rows_of(study, known))}
     high = max(1, -(-len(shown) // 3))
-    figure = Figure(figsize=(15, 2.3 * high), layout="constrained")
+    figure = Figure(figsize=(15, 2.7 * high), layout="constrained")
+    figure.suptitle("A dot for each seed, a line for their mean; where a claim holds, blue lies to "
+                    "the right of orange")
     panels = figure.subplots(high, 3, squeeze=False).flatten()
     for panel in panels[len(shown):]:
         panel.set_axis_off()
     for panel, (name, rows) in zip(panels, shown.items(), strict=False):
-        key = studies[name].contrast.figure
-        points = {run: found for run, values in rows.items() if (
-            found := [row[key] for row in values.values() if row.get(key) is not None])}
-        for place, found in enumerate(reversed(points.values())):
-            panel.plot(found, [place] * len(found), "o", color="C0", alpha=0.4)
-            panel.plot(statistics.mean(found), place, "|", color="C3", markersize=16)
-        panel.set_yticks(range(len(points)), [*reversed(points)], fontsize=8)
-        panel.set_title(f"{name}: {FIGURES[key]}", fontsize=9)
+        contrast = studies[name].contrast
+        colors = {run: color for side, color in zip(contrast.sides, ("C0", "C1"), strict=True)
+                  for run in side}
+        points = {run: found for run, values in rows.items() if (found := [
+            row[contrast.figure] for row in values.values()
+            if row.get(contrast.figure) is not None])}
+        for place, (run, found) in enumerate(reversed(points.items())):
+            color = colors.get(run, "gray")
+            panel.plot(found, [place] * len(found), "o", color=color, alpha=0.5)
+            panel.plot(statistics.mean(found), place, "|", color=color, markersize=16)
+        names = [textwrap.fill(run, 28) for run in reversed(points)]
+        panel.set_yticks(range(len(points)), names, fontsize=8)
+        panel.set_title(f"{name}: {verdict(contrast, [*differences(contrast, rows).values()])}",
+                        fontsize=10)
+        beside = ", here beside it" * contrast.null
+        panel.set_xlabel(FIGURES[contrast.figure] + beside, fontsize=8)
+        panel.margins(y=0.15)
         panel.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=70)

@@ -68,14 +68,18 @@ def run(key):
 STUDIES = {
     "gain": SimpleNamespace(
         claim="a student beats its teacher", section="3.2", contrast=Contrast("student", "teacher"),
-        runs={"teacher": run("t"), "student": run("s")}),
+        runs={"teacher": run("t"), "student": run("s")}, note="By more steps."),
     "mean": SimpleNamespace(
         claim="so do two", section="3.2", contrast=Contrast(("student", "other"), ("teacher",)),
-        runs={"teacher": run("t"), "student": run("s"), "other": run("o")}),
+        runs={"teacher": run("t"), "student": run("s"), "other": run("o")}, note=""),
     "robust": SimpleNamespace(
         claim="it is more robust", section="3.3",
         contrast=Contrast("student", "teacher", figure="corruptions"),
-        runs={"teacher": run("t"), "student": run("s")}),
+        runs={"teacher": run("t"), "student": run("s")}, note=""),
+    "flips": SimpleNamespace(
+        claim="and steadier", section="3.3",
+        contrast=Contrast("student", "teacher", figure="flips"),
+        runs={"teacher": run("t"), "student": run("s")}, note=""),
     "unmeasured": SimpleNamespace(
         claim="nothing yet", section="4", contrast=Contrast("new", "teacher"),
         runs={"teacher": run("t"), "new": run("n")}),
@@ -87,8 +91,8 @@ def known():
     """Three seeds, the last without the run "o"."""
     seeds = {}
     for seed, (teacher, student, other) in enumerate(((50, 54, 52), (51, 56, 53), (52, 58, None))):
-        rows = {key: {"test_top1": float(top1), "corruptions": -90.0 + top1, "minutes": 30.0,
-                      "commit": "abc" if seed else "old", "loss_labeled": 1.0,
+        rows = {key: {"test_top1": float(top1), "corruptions": -90.0 + top1, "flips": -9.0,
+                      "minutes": 30.0, "commit": "abc" if seed else "old", "loss_labeled": 1.0,
                       "loss_unlabeled": 2.0} | ({"unique": 99} if key == "s" else {})
                 for key, top1 in (("t", teacher), ("s", student), ("o", other)) if top1}
         seeds[str(seed)] = {"processor": "some", "torch": "2", "runs": rows}
@@ -99,7 +103,8 @@ def test_the_contrast_is_paired_within_the_seeds(known):
     found = {name: verdicts.differences(study.contrast, verdicts.rows_of(study, known))
              for name, study in STUDIES.items()}
     assert found == {"gain": {"0": 4, "1": 5, "2": 6}, "mean": {"0": 3, "1": 3.5},
-                     "robust": {"0": 4, "1": 5, "2": 6}, "unmeasured": {}}
+                     "robust": {"0": 4, "1": 5, "2": 6},
+                     "flips": {"0": 0, "1": 0, "2": 0}, "unmeasured": {}}
 
 
 def test_the_page_has_each_claim_its_figures_and_its_verdict(known):
@@ -112,10 +117,20 @@ def test_the_page_has_each_claim_its_figures_and_its_verdict(known):
     assert "unmeasured" not in page and "nothing yet" not in page
     assert "| student | 54.0 | 56.0 | 58.0 | 56.00 +- 2.00 | 99.00 +- 0.00 | - |" in page
     assert "| other | 52.0 | 53.0 | - | 52.50 +- 0.71 |" in page
-    assert "by seed +4.00 (0), +5.00 (1), +6.00 (2): **reproduced**." in page
+    assert "by seed +4.00 (0), +5.00 (1), +6.00 (2): **reproduced**. By more steps.\n" in page
     assert "In all 4.0 hours of one core, " in page  # eight runs of half an hour
-    assert "call 0.05 of the 2 claims of a difference reproduced" in page
+    assert "call 0.08 of the 3 claims of a difference reproduced" in page
     assert "| 0 | 3 | some | 2 | old |" in page and "| 2 | 2 | some | 2 | abc |" in page
+
+
+def test_studies_of_the_same_runs_share_a_table_with_the_figures_of_both(known):
+    page = verdicts.page(STUDIES, known, "")
+    (shared,) = [part for part in page.split("\n## ") if part.startswith("robust, flips\n")]
+    (head,) = [line for line in shared.splitlines() if line.startswith("| run |")]
+    assert head.endswith("| mean +- std | minus corruption error | minus flip rate |")
+    assert "| student | 54.0 | 56.0 | 58.0 | 56.00 +- 2.00 | -34.00 +- 2.00 | -9.00 +- 0.00 |" in (
+        shared)
+    assert "it is more robust. " in shared and "and steadier. " in shared
 
 
 def test_the_picture_has_a_panel_for_each_measured_study(known, tmp_path):
