@@ -64,5 +64,14 @@ def test_what_the_readme_links_to_is_there(link):
     assert (ROOT / link).exists()
 
 
+def test_the_paper_s_claims_have_the_verdicts_of_their_page():
+    def claims(text: str) -> list[str]:
+        after = text.split("| paper | claim | here | verdict |\n")[1]
+        return [row for row in after.split("\n\n")[0].splitlines()
+                if "not a claim of the paper" not in row]  # the page has controls, too
+
+    assert claims(README) == claims((ROOT / "results/studies.md").read_text())
+
+
 def test_the_readme_is_read_in_minutes():
     assert len(README.splitlines()) <= 220
