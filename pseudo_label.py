@@ -78,13 +78,13 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
 def predict_parts(model: nn.Module, images: ImageSet | Tensor, parts: list[range],
                   noise: augment.RandAugment | None, seed: tuple, **more) -> Iterator[Tensor]:
     """The same for each of `parts`, ranges of the images; more: for `reading.evaluate`."""
-    def probabilities(pixels: Tensor) -> Tensor:
+    def classify(pixels: Tensor) -> Tensor:
         pixels = pixels if noise is None else noise(pixels)
         inputs = augment.normalize(pixels).contiguous(memory_format=torch.channels_last)
         return model(inputs).float().softmax(dim=1)
 
     with reading.evaluation_mode(model, noised=noise is not None):
-        yield from reading.evaluate(probabilities, images, parts, chance=noise and seed, **more)
+        yield from reading.evaluate(classify, images, parts, chance=seed if noise else None, **more)
 
 
 def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshold: float = 0.3,
