@@ -37,8 +37,10 @@ ROBUSTNESS = {"clean top-1": "clean_top1", "corruption error": "unnormalized_mce
 
 def spread(values: list) -> str:
     """"mean +- sample standard deviation"; "-" where a figure does not apply; a word as it is."""
-    if None in values or isinstance(values[0], str):
-        return "-" if None in values else values[0]
+    if not values or None in values:
+        return "-"
+    if isinstance(values[0], str):
+        return values[0]
     deviation = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
 

@@ -3,11 +3,13 @@
 A contrast is decided by its differences within the seeds: their mean, and its 95 % confidence
 interval (Student's t).
 
-    reproduced      the interval lies on the paper's side of zero; for two things that the paper
-                    finds equally good, within BOUND points of it
-    contradicted    it lies on the other side, or outside of these bounds
+    reproduced      the interval lies on the paper's side of zero
+    contradicted    it lies on the other side
     not seen here   the same for what the paper finds only in some cases
-    not decided     anything else
+    not decided     it holds zero
+
+A control, which the paper does not claim, holds or does not hold. Where it says that two things are
+equally good, the interval must lie within BOUND points of zero, or outside.
 """
 
 import math
@@ -24,8 +26,13 @@ from results.measure import Run
 from results.summarize import spread, table
 
 BOUND = 2.0  # a difference of so few points counts as none
-# The 97.5 % quantile of Student's t for 1 to 9 degrees of freedom.
-QUANTILES = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262
+# The 97.5 % quantile of Student's t for 2 to 9 degrees of freedom.
+QUANTILES = 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262
+# What is measured of a run, beside its accuracy and as what a contrast compares.
+COLUMNS = {"images": "unique", "of a class, %": "of_a_class",
+           "correct among these, %": "of_these_right",
+           "correct, with copies, %": "right_with_copies", "loss, labelled": "loss_labeled",
+           "loss, unlabelled": "loss_unlabeled"}
 FIGURES = {"test_top1": "test top-1", "loss_gap": "loss on labelled minus unlabelled images",
            "corruptions": "minus corruption error", "flips": "minus flip rate",
            "fgsm": "top-1 under FGSM"}
@@ -33,13 +40,14 @@ FIGURES = {"test_top1": "test top-1", "loss_gap": "loss on labelled minus unlabe
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two runs, or means of several: the first has the higher figure if the paper is right"""
+    """Two runs, or means of several: the first has the higher figure if the claim is right"""
 
     higher: str | tuple[str, ...]
     lower: str | tuple[str, ...]
     figure: str = "test_top1"  # a key of FIGURES
-    null: bool = False  # the paper finds both equally good
-    sometimes: bool = False  # it finds the first higher in some cases: none contradicts that
+    null: bool = False  # both are claimed to be equally good
+    sometimes: bool = False  # the first is higher in some cases: no case contradicts that
+    control: bool = False  # not a claim of the paper
 
     @property
     def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -69,18 +77,23 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     if count < 3:  # two of them may be equal by chance
         return statistics.mean(differences), math.inf
     error = statistics.stdev(differences) / math.sqrt(count)
-    return statistics.mean(differences), QUANTILES[min(count, 10) - 2] * error
+    return statistics.mean(differences), QUANTILES[min(count, 10) - 3] * error
 
 
 def verdict(contrast: Contrast, differences: Sequence[float]) -> str:
     """The verdict in words, from the interval."""
     mean, half = interval(differences)
     low, high = mean - half, mean + half
-    inside, outside = (low > 0, high < 0) if not contrast.null else (
-        -BOUND <= low and high <= BOUND, low > BOUND or high < -BOUND)
-    if inside or outside:
-        against = "not seen here" if contrast.sometimes else "contradicted"
-        return "reproduced" if inside else against
+    if contrast.null:
+        inside, outside = -BOUND <= low and high <= BOUND, low > BOUND or high < -BOUND
+    else:
+        inside, outside = low > 0, high < 0
+    if inside:
+        return "holds" if contrast.control else "reproduced"
+    if outside and contrast.control:
+        return "does not hold"
+    if outside:
+        return "not seen here" if contrast.sometimes else "contradicted"
     return f"not decided by {len(differences)} seed{'s' * (len(differences) > 1)}"
 
 
@@ -113,17 +126,12 @@ def section(studies: Mapping[str, Study], known: Mapping) -> str:
     rows = rows_of([*studies.values()][0], known)
     seeds = sorted({seed for values in rows.values() for seed in values}, key=int)
     figures = {study.contrast.figure for study in studies.values()} - {"test_top1", "loss_gap"}
-    columns = {text: figure for figure, text in FIGURES.items() if figure in figures} or {
-        "unique images": "unique", "of a class, %": "of_a_class",
-        "correct, with copies, %": "right_with_copies", "loss, labelled": "loss_labeled",
-        "loss, unlabelled": "loss_unlabeled"}
-    lines = []
+    columns, lines = {FIGURES[figure]: figure for figure in sorted(figures)} or COLUMNS, []
     for run, values in rows.items():
         tops = [values[seed]["test_top1"] for seed in seeds if seed in values]
         by_seed = [f"{values[seed]['test_top1']:.1f}" if seed in values else "-" for seed in seeds]
-        lines.append([run, *by_seed, spread(tops) if tops else "-", *(
-            spread([row.get(key) for row in values.values()]) if values else "-"
-            for key in columns.values())])
+        lines.append([run, *by_seed, spread(tops), *(
+            spread([row.get(key) for row in values.values()]) for key in columns.values())])
     parts = [f"## {', '.join(studies)}",
              table(["run", *(f"seed {seed}" for seed in seeds), "mean +- std", *columns], lines)]
     for study in studies.values():
@@ -138,13 +146,13 @@ def section(studies: Mapping[str, Study], known: Mapping) -> str:
 
 def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     """studies.md, with a text about the whole; studies without a measured contrast are left out."""
-    lines, shown, decidable = [], {}, 0
+    claims, controls, shown, decidable = [], [], {}, 0
     for name, study in studies.items():
         if found := differences(study.contrast, rows_of(study, known)):
-            values, shown[name] = [*found.values()], study
-            lines.append([study.section, study.claim, in_words(values),
-                          verdict(study.contrast, values)])
-            decidable += len(found) > 2 and not study.contrast.null
+            contrast, values, shown[name] = study.contrast, [*found.values()], study
+            (controls if contrast.control else claims).append(
+                [study.section, study.claim, in_words(values), verdict(contrast, values)])
+            decidable += len(found) > 2 and not contrast.control
     sections = [section(dict(group), known)
                 for _, group in groupby(shown.items(), lambda item: item[1].runs)]
     minutes = sum(row["minutes"] for one in known["seeds"].values() for row in one["runs"].values())
@@ -156,14 +164,23 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
         "# The paper's tables and findings, measured on a small scale", about,
         f"In all {minutes / 60:.1f} hours of one core, without what was interrupted.",
         table(["seed", "runs", "processor", "torch", "commit"], measured),
-        "The difference has the paper's sign: above zero the claim holds here. In brackets: "
-        "the 95 % confidence interval of its mean.",
-        table(["paper", "claim", "here", "verdict"], lines),
-        f"If nothing had any effect, chance alone would be expected to call {chance} claims of a "
-        "difference reproduced and as many contradicted, some of them together: claims share "
+        "A difference is paired within the seeds and has the paper's sign; in brackets, from three "
+        "seeds on, is the 95 % confidence interval of its mean (Student's t). A claim is "
+        "reproduced if that lies above zero, contradicted if below (not seen here, if the paper "
+        "finds it only in some cases), and otherwise not decided.",
+        table(["paper", "claim", "here", "verdict"], claims),
+        f"If nothing had any effect, chance alone would be expected to call {chance} claims "
+        "reproduced and as many contradicted or not seen, some of them together: claims share "
         "runs. All seeds have the same images for validation and test and, where a study takes "
         "all of it, the same pool: the intervals do not cover the choice of these.",
-        "![Each study's runs](studies.png)", *sections]) + "\n"
+        "Controls, which the paper does not claim; two things that should do equally well must "
+        f"differ by less than {BOUND:g} points, with the whole interval:",
+        table(["paper", "control", "here", "verdict"], controls),
+        "![Each study's runs](studies.png)",
+        "By seed: test top-1 in percent. Images: chosen from the pool, without copies; of a class: "
+        "those of them that show one of the classes; correct: their pseudo labels. Losses: in "
+        "training, over its last tenth. A row's mean is over its own seeds.",
+        *sections]) + "\n"
 
 
 def draw(studies: Mapping[str, Study], known: Mapping, file: Path) -> None:
@@ -190,8 +207,8 @@ def draw(studies: Mapping[str, Study], known: Mapping, file: Path) -> None:
             panel.plot(statistics.mean(found), place, "|", color=color, markersize=16)
         names = [textwrap.fill(run, 28) for run in reversed(points)]
         panel.set_yticks(range(len(points)), names, fontsize=8)
-        panel.set_title(f"{name}: {verdict(contrast, [*differences(contrast, rows).values()])}",
-                        fontsize=10)
+        found = [*differences(contrast, rows).values()]
+        panel.set_title(f"{name}: {in_words(found)}, {verdict(contrast, found)}", fontsize=10)
         beside = ", here beside it" * contrast.null
         panel.set_xlabel(FIGURES[contrast.figure] + beside, fontsize=8)
         panel.margins(y=0.15)

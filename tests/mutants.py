@@ -725,9 +725,10 @@ PLACES = {
     ],
     ("results/verdicts.py", "verdicts"): [
         ("the deviation of a population", "statistics.stdev(", "statistics.pstdev("),
-        ("a degree of freedom too many", "QUANTILES[min(count, 10) - 2]",
-         "QUANTILES[min(count, 10) - 1]"),
-        ("the mean decides", "(low > 0, high < 0)", "(mean > 0, mean < 0)"),
+        ("a degree of freedom too many", "QUANTILES[min(count, 10) - 3]",
+         "QUANTILES[min(count, 10) - 2]"),
+        ("the mean decides", "inside, outside = low > 0, high < 0",
+         "inside, outside = mean > 0, mean < 0"),
         ("the mean decides about a null", "-BOUND <= low and high <= BOUND",
          "-BOUND <= mean <= BOUND"),
         ("a null is contradicted on one side only", "low > BOUND or high < -BOUND", "low > BOUND"),
@@ -735,6 +736,7 @@ PLACES = {
          "mean(lower, seed) - mean(higher, seed)"),
         ("two seeds decide", "if count < 3:", "if count < 2:"),
         ("both tails called reproduced", "decidable * 0.025", "decidable * 0.05"),
+        ("controls among the claims", "(controls if contrast.control else claims)", "claims"),
     ],
     ("results/measure.py", "studies"): [
         ("a teacher for each pool", '"all" if len(self.generations) == 2 else self.pool',

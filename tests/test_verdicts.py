@@ -14,10 +14,10 @@ from results import verdicts
 from results.verdicts import Contrast
 
 
-@pytest.mark.parametrize("freedom", range(1, 10))
+@pytest.mark.parametrize("freedom", range(2, 10))
 def test_the_quantiles_are_student_s(freedom):
     """The density, integrated from 0 to the quantile, is 0.475."""
-    t = np.linspace(0, verdicts.QUANTILES[freedom - 1], 200_001)
+    t = np.linspace(0, verdicts.QUANTILES[freedom - 2], 200_001)
     factor = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
     density = factor * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
     assert np.trapezoid(density, t) == pytest.approx(0.475, abs=2e-5)
@@ -61,6 +61,13 @@ def test_what_the_paper_finds_only_sometimes_is_not_contradicted_by_one_setting(
     assert verdicts.verdict(contrast, [-1.0, 2.0, 3.0]) == "not decided by 3 seeds"
 
 
+def test_a_control_is_no_claim_and_has_words_of_its_own():
+    contrast = Contrast("a", "b", control=True)
+    assert verdicts.verdict(contrast, [-1.0, -2.0, -3.0, -4.0]) == "does not hold"
+    assert verdicts.verdict(contrast, [1.0, 2.0, 3.0, 4.0]) == "holds"
+    assert verdicts.verdict(contrast, [-1.0, 2.0, 3.0]) == "not decided by 3 seeds"
+
+
 def run(key):
     return SimpleNamespace(key=key)
 
@@ -78,7 +85,7 @@ STUDIES = {
         runs={"teacher": run("t"), "student": run("s")}, note=""),
     "flips": SimpleNamespace(
         claim="and steadier", section="3.3",
-        contrast=Contrast("student", "teacher", figure="flips"),
+        contrast=Contrast("student", "teacher", figure="flips", control=True),
         runs={"teacher": run("t"), "student": run("s")}, note=""),
     "unmeasured": SimpleNamespace(
         claim="nothing yet", section="4", contrast=Contrast("new", "teacher"),
@@ -115,11 +122,14 @@ def test_the_page_has_each_claim_its_figures_and_its_verdict(known):
     assert "| 3.2 | so do two | +3.25 | not decided by 2 seeds |" in page
     assert "\n\nTen classes.\n\n" in page
     assert "unmeasured" not in page and "nothing yet" not in page
-    assert "| student | 54.0 | 56.0 | 58.0 | 56.00 +- 2.00 | 99.00 +- 0.00 | - |" in page
+    assert "| student | 54.0 | 56.0 | 58.0 | 56.00 +- 2.00 | 99.00 +- 0.00 | - | - |" in page
     assert "| other | 52.0 | 53.0 | - | 52.50 +- 0.71 |" in page
     assert "by seed +4.00 (0), +5.00 (1), +6.00 (2): **reproduced**. By more steps.\n" in page
     assert "In all 4.0 hours of one core, " in page  # eight runs of half an hour
-    assert "call 0.08 of the 3 claims of a difference reproduced" in page
+    assert "call 0.05 of the 2 claims reproduced" in page
+    claims, controls = page.split("| paper | control | here | verdict |")
+    assert "and steadier" not in claims
+    assert "| 3.3 | and steadier | +0.00 [+0.00, +0.00] | not decided by 3 seeds |" in controls
     assert "| 0 | 3 | some | 2 | old |" in page and "| 2 | 2 | some | 2 | abc |" in page
 
 
