@@ -223,11 +223,11 @@ def robustness(network: nn.Module, images: ImageSet, size: int, path: Path,
         from_pixels(network, machine.device), images.pixels, images.labels, progress=name))["all"]
 
 
-def relative_to(teacher: dict, results: dict) -> dict:
-    """mCE and mFR with the teacher as baseline (not "relative mCE"); None where a baseline is 0."""
+def relative_to(teacher: dict | None, results: dict) -> dict:
+    """mCE and mFR with the teacher as baseline (not "relative mCE"); None if it has 0 or none."""
     relative = {"teacher_normalized_mce": None, "teacher_normalized_mfr": None}
     for name, mean, key in (("mce", mean_corruption_error, "corruption_error"),
-                            ("mfr", mean_flip_rate, "flip_rate")):
+                            ("mfr", mean_flip_rate, "flip_rate")) if teacher else ():
         with contextlib.suppress(ZeroDivisionError):
             relative[f"teacher_normalized_{name}"] = mean(results[key], baseline=teacher[key])
     return relative

@@ -37,7 +37,7 @@ class Generation:
     name: Annotated[str, cli.NO_FLAG]
     config: Annotated[train.TrainConfig, cli.NO_FLAG]
     labelling: Annotated[Labelling, cli.NO_FLAG] = Labelling()
-    fixed_resolution: cli.Count | None = None  # pixels of a last fine-tuning, train.resolution_fix
+    fixed_resolution: cli.Pixels | None = None  # of a last fine-tuning, train.resolution_fix
     joint: bool = True  # both losses at once, not first pseudo labels and then labels (finding 6)
     from_teacher: bool = False  # start from the teacher's weights, not from scratch (finding 8)
     start_from: cli.File | None = None  # checkpoint or released weights to start from
@@ -126,7 +126,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         start = teacher if generation.from_teacher else generation.start_from
         # paper: does not say whether a fine-tuned model labels; here: it does.
         teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assignment: step 4
-        models.append((generation, teacher, pseudo))
+        models.append((generation, teacher, pseudo and replace(pseudo, images=None)))
 
     # The same loop without the pool; last: what it trained last, at first the teacher.
     on_labels, last = [None] * len(models), models[0][1]
@@ -190,7 +190,7 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
                                      model.scaling, train.recipe))
     machine, out = machine.chosen(), Path(flags.out or f"runs/{plan}")
     splits = sources.choose(source, plan, generations[0].config, machine, out)
-    plans.check(generations, splits.labeled, machine, train.build_model, flags)
+    plans.check(generations, splits.labeled, machine, train.build_model, Checkpoint.load, flags)
     advice.before(splits, generations, flags.allow_chance)
     settings = plans.settings(generations, images.digests(splits))
     with files.claim(out, settings, source=asdict(source)):

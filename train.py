@@ -351,7 +351,7 @@ class Flags:
     pseudo_label_dir: cli.Folder | None = None  # what pseudo_label.py wrote
     pseudo_labels: Literal["soft", "hard"] | None = None  # check that they are of this kind
     start_from: cli.File | None = None  # checkpoint to take weights from
-    fixed_resolution: cli.Pixels | None = None  # resolution fix of --start-from, at this size
+    fixed_resolution: cli.Pixels | None = None  # fine-tune --start-from at this size, by its flags
     checkpoint_steps: cli.Count | None = None  # between resumable states (default: 1/20, up to 500)
 
 

@@ -42,6 +42,15 @@ def before(splits: Splits, generations: Sequence, allowed: bool) -> None:
                  "for 1000 classes, and a higher one filters")
 
 
+def of_labelling(given: dict) -> None:
+    """InputError if, of the given fields of pseudo_label.Labelling, one leaves another unread."""
+    if given.get("kind") == "hard" and "temperature" in given:
+        raise InputError("--temperature is of soft pseudo labels: leave it out, or give "
+                         "--pseudo-labels soft")
+    if not given.get("balance", True) and "per_class" in given:
+        raise InputError("--per-class does not go with --no-balance: give one of the two")
+
+
 def tail(correct: int, count: int, chance: float) -> float:
     """The probability that guessing gets `correct` or more of `count` right (binomial)."""
     guesses = torch.distributions.Binomial(count, torch.tensor(chance, dtype=torch.float64))

@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from support import InputError, cli, corruptions, folders, images, reading
+from support import InputError, cli, corruptions, files, folders, images, reading
 from support.images import ImageSet
 from support.weights import IMAGENET, our_names
 
@@ -61,7 +61,7 @@ class TestSet:
     suite: Literal[tuple(PARTS)]  # what to measure: see the beginning of eval_robust.py
     data_dir: cli.Folder  # the unpacked archive, or <class>/ folders
     out: cli.File  # JSON; continued if it exists
-    batch_size: cli.Batch = 256  # images, or frames of sequences
+    batch_size: cli.Batch | None = None  # images, or frames (default: as fit into a few GB)
     # paper: L2 is tested on corruptions before its fine-tuning at 800 pixels, on attacks after it.
     image_size: cli.Pixels | None = None  # pixels; default: those the network was trained on
     epsilon: list[cli.Level] | None = None  # in levels of 255 (default: fgsm 0 1 2 4 8 16, pgd 16)
@@ -102,7 +102,11 @@ class TestSet:
         if list(classes) not in ([*known], digits):
             raise InputError(f"--suite {self.suite} is of {images.first_names(known)}, this "
                              f"network of {images.first_names(classes)}: name class folders alike")
-        return replace(self, classes=classes, image_size=size, workers=workers,
+        # One's own images are told from others by all files of their folder.
+        files.require_place(self.out, [] if "-" in self.suite else [self.data_dir])
+        attacks = self.suite in ("fgsm", "pgd", "quick")
+        count = self.batch_size or (reading.size_to_attack if attacks else reading.size_for)(size)
+        return replace(self, classes=classes, image_size=size, workers=workers, batch_size=count,
                        data_dir=str(Path(self.data_dir).resolve()))
 
     def names(self) -> list[str]:

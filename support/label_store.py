@@ -107,10 +107,10 @@ class LabelStore:
         self.shard = tuple(map(int, match.groups())) if match else (0, 0)
         if self.shard[0] >= self.shard[1]:
             raise InputError(f"--shard {shard}: give I/N, a shard from 0/N to N-1/N")
-        self.settings = settings | images.identify(pool) | {"images_of": None}
+        self.settings = settings | (identity := images.identify(pool)) | {"images_of": None}
         self.source = images_of and Path(images_of)
         if images_of:
-            earlier = read(self.source, pool).settings
+            earlier = read(self.source, pool, identity).settings
             self.settings |= {key: earlier[key] for key in SELECTION}
             self.settings["images_of"] = earlier["teacher"]
         if self.complete():
@@ -235,11 +235,12 @@ class LabelStore:
                      for name, numbers in kept.items()}
         if (truth == images.NO_CLASS).any():
             counts["of_no_class"] = int((truth[unique] == images.NO_CLASS).sum())
-        left_out = [self.pool.files[i] for i in np.flatnonzero(~usable)]
+        lost = np.flatnonzero(~usable)
+        left_out = [self.pool.files[row] for row in lost[: predictions.FOR_THE_EYE]]
         if left_out:
-            counts["left_out"] = len(left_out)
-            tqdm.write(f"{len(left_out)} files left out, unreadable or equal to held-out images: "
-                       + images.first_names(left_out))
+            counts["left_out"] = len(lost)
+            tqdm.write(f"{len(lost):,} files left out, unreadable or equal to held-out images: "
+                       + images.first_names(left_out[:3]) + ", ..." * (len(lost) > 3))
         empty = [name for name, n in zip(classes, per_class["unique"], strict=True) if n == 0]
         if empty:
             tqdm.write(f"no pseudo label for {', '.join(empty)}: the student learns these classes "

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from support import InputError, batches, files, images, reading
+from support import InputError, advice, batches, files, images, reading, weights
 from support.devices import Machine
 from support.images import ImageSet
 
@@ -125,6 +125,7 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
         if "threshold" in labelling:
             raise InputError("--threshold does not go with --no-filter: give one of the two")
         labelling = labelling | {"threshold": 0.0}
+    advice.of_labelling(labelling)
     # The first teacher has no teacher to start from, and no pseudo labels to train on first.
     of_teacher = {key: value for key, value in ablations.items()
                   if key in ("fixed_resolution", "start_from")}
@@ -195,13 +196,16 @@ def on_labels_only(generations: Sequence) -> list:
 
 
 def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_model: Callable,
-          flags) -> None:
+          load: Callable, flags) -> None:
     """InputError, before anything is written, for what would stop the loop in the middle.
 
-    flags: iterate.Flags.
+    load: model.Checkpoint.load; flags: iterate.Flags.
     """
     parameters = []
     for generation in generations:
+        if (file := generation.start_from) and not generation.from_teacher:
+            found = load(file, generation.config.arch)
+            weights.check_start(file, found, generation.config, labeled.classes)
         size, fixed = generation.config.image_size, generation.fixed_resolution
         if fixed and fixed < size:
             raise InputError(f"--fixed-resolution {fixed}: give --image-size, {size}, or more")

@@ -177,6 +177,8 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
         source = ImageSet(torch.full((len(source),), images.UNKNOWN), (), source)
     if source.pixels is not None:
         image_size = source.pixels.shape[-1]
+    if image_size is None:
+        raise InputError("images that are files need an image_size, in pixels")
     size = max(1, min(size or size_for(image_size), len(source)))
     size += -size % devices.mesh_size(device)
     order = (rows for part in parts for rows in torch.arange(part.start, part.stop).split(size))
@@ -188,7 +190,7 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
             for number in range(max(1, -(-len(part) // size))):
                 batch, good = next(reader)
                 usable.append(good)
-                if len(good) < size:  # the last one: filled up, so that XLA compiles once
+                if len(good) < size and device.type == "xla":  # filled up: it compiles once
                     batch = F.pad(batch, (0, 0) * 3 + (0, size - len(good)))
                 seed = None if chance is None else (*chance, part.start, number)
                 with devices.own_chance(device, seed):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision import datasets as sets
 
-from support import InputError, cli, datasets, devices, files, folders, images, label_store
+from support import InputError, advice, cli, datasets, devices, files, folders, images, label_store
 from support.images import ImageSet, Splits
 from support.label_store import PseudoLabels
 
@@ -190,6 +190,9 @@ def read_training(flags, image_size: int,
     """(labelled, validation, pseudo-labelled) images by the flags of train.py."""
     if (flags.unlabeled is None) != (flags.pseudo_label_dir is None):
         raise InputError("--unlabeled and --pseudo-label-dir go together: give both or neither")
+    if flags.pseudo_labels and not flags.pseudo_label_dir:
+        raise InputError("--pseudo-labels says of what kind those in --pseudo-label-dir must be: "
+                         "give both, or leave it out")
     if flags.fixed_resolution and not flags.start_from:
         raise InputError("--fixed-resolution needs --start-from: the network to fine-tune")
     if flags.fixed_resolution and flags.unlabeled:
@@ -221,6 +224,7 @@ def read_unlabeled(flags, how: dict, classes: tuple[str, ...],
     for flags that do not go together.
     """
     given = how | {name: value for name, value in vars(flags).items() if value}
+    advice.of_labelling(how)
     if not flags.out and not flags.csv:
         raise InputError("give --out DIR for pseudo labels, or --csv FILE for predictions")
     if flags.csv and Path(flags.csv).is_dir():

@@ -76,6 +76,17 @@ def test_few_validation_images_and_a_threshold_that_filters_nothing_are_warned_o
     assert splits.notes == {}
 
 
+@pytest.mark.parametrize(("given", "said"), [
+    ({"kind": "hard", "temperature": 0.5}, "--temperature is of soft pseudo labels"),
+    ({"balance": False, "per_class": 9}, "--per-class does not go with --no-balance"),
+])
+def test_a_flag_of_the_labelling_that_another_one_leaves_unread_is_refused(given, said):
+    with pytest.raises(InputError, match=said):
+        advice.of_labelling(given)
+    for name in given:
+        advice.of_labelling({name: given[name]})
+
+
 @pytest.mark.parametrize(("validation", "enough"), [
     ((2, 2), False), ((20, 2), False), ((3, 2), False), ((5, 5), True), ((30, 2), False)])
 def test_images_with_which_no_teacher_could_pass_are_refused_before_it_is_trained(

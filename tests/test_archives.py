@@ -1,5 +1,6 @@
 """The released test sets, whole and broken, through the whole command line."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from torchvision import datasets
 import augment
 import eval_robust
 from model import Checkpoint, efficientnet
-from support import archives, cli, images
+from support import archives, cli, images, reading
 from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE, CIFAR100, IMAGENET
 from support.images import to_array
 from train import TrainConfig
@@ -415,7 +416,7 @@ def test_cifars_images_have_the_size_the_network_was_trained_at(tmp_path, suite,
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     np.save(tmp_path / f"{part.split('/')[0]}.npy", pixels)
     np.save(tmp_path / "labels.npy", np.arange(10, dtype=np.uint8))
-    source = archives.TestSet(suite, str(tmp_path), "", image_size=48)
+    source = archives.TestSet(suite, str(tmp_path), "", image_size=48, batch_size=50)
     seen, _ = next(source.read(part))
     first = pixels.reshape(-1, 32, 32, 3)[0]
     expected = Image.fromarray(first).resize((48, 48), Image.Resampling.BICUBIC)
@@ -555,10 +556,36 @@ def test_results_of_other_images_are_not_continued(evaluate, tmp_path):
     assert results["summary"]["images"] == 10
 
 
+def test_results_among_the_users_own_images_are_refused(evaluate, tmp_path):
+    """They would be told from others by the files of their folder, the results among them."""
+    root = tmp_path / "test"
+    for number in range(10):
+        save_image(root / CLASSES[number] / "1.png", (40, 32), number)
+    status, _, message = evaluate("quick", root, "--out", root / "results.json")
+    assert status == 2 and f"results.json lies in {root} and would become a part" in message[0]
+    assert not (root / "results.json").exists()
+
+
+@pytest.mark.parametrize(("suite", "size", "most"), [
+    ("imagenet", 224, reading.size_for(224)), ("imagenet", 600, reading.size_for(600)),
+    ("fgsm", 224, reading.size_to_attack(224)), ("pgd", 600, reading.size_to_attack(600)),
+])
+def test_a_batch_of_large_images_is_as_small_as_the_memory_needs_unless_it_is_given(
+        suite, size, most, tmp_path):
+    checkpoint = SimpleNamespace(arch="b0", classes=tuple(IMAGENET["wnids"]), image_size=size)
+    flags = eval_robust.Flags("b0.pth")
+    (tmp_path / "images").mkdir()
+    source = archives.TestSet(suite, str(tmp_path / "images"), str(tmp_path / "out.json"))
+    assert source.fit(checkpoint, flags, 0).batch_size == most
+    given = dataclasses.replace(source, batch_size=256)
+    assert given.fit(checkpoint, flags, 0).batch_size == 256
+
+
 def test_a_part_may_be_read_up_to_a_limit_drawn_from_all_of_it(tmp_path):
     for number in range(20):
         save_image(tmp_path / "test" / CLASSES[number // 2] / f"{number}.png", (32, 32), number)
-    source = archives.TestSet("quick", str(tmp_path / "test"), "", image_size=32, classes=CLASSES)
+    source = archives.TestSet("quick", str(tmp_path / "test"), "", image_size=32, classes=CLASSES,
+                              batch_size=8)
 
     def read(limit):
         images, labels = map(torch.cat, zip(*source.read("all", limit), strict=True))
@@ -581,19 +608,22 @@ def test_results_of_another_network_are_not_continued(evaluate, checkpoints, tmp
 
 
 def test_a_file_that_holds_no_results_is_not_overwritten(evaluate, tmp_path):
-    out = tmp_path / "mine.json"
+    out, root = tmp_path / "mine.json", tmp_path / "images"
+    root.mkdir()
     for content in ("[]", "{}", "not JSON"):
         out.write_text(content)
-        status, _, message = evaluate("quick", tmp_path, "--out", out)
+        status, _, message = evaluate("quick", root, "--out", out)
         assert status == 2 and "not a result file" in message[0]
         assert out.read_text() == content
 
 
 def test_a_place_that_cannot_hold_results_is_named(evaluate, tmp_path):
-    (tmp_path / "folder").mkdir()
+    root = tmp_path / "images"
+    for folder in (root, tmp_path / "folder"):
+        folder.mkdir()
     (tmp_path / "file").touch()
     for out in (tmp_path / "folder", tmp_path / "file" / "below.json"):
-        status, _, message = evaluate("quick", tmp_path, "--out", out)
+        status, _, message = evaluate("quick", root, "--out", out)
         assert status == 2 and str(out.parent) in message[0] and "another" in message[0]
 
 

@@ -517,6 +517,10 @@ def test_relative_figures_make_the_other_network_the_baseline():
         "teacher_normalized_mce": pytest.approx(50), "teacher_normalized_mfr": pytest.approx(75)}
 
 
+def test_relative_figures_are_none_beside_a_teacher_of_images_too_small_to_corrupt():
+    assert set(eval_robust.relative_to(None, figures(0.2, 0.2)).values()) == {None}
+
+
 def test_relative_figures_are_none_where_the_baseline_never_errs_or_flips():
     assert eval_robust.relative_to(figures(0.0, 0.2), figures(0.2, 0.2)) == {
         "teacher_normalized_mce": None, "teacher_normalized_mfr": pytest.approx(100)}

@@ -533,7 +533,8 @@ def one_level_too_high(folders):
     (None, ["--workers", "-1"], "--workers -1: give 0 to 1,000"),
     (None, ["--fixed-resolution", "48"], "not the 48 asked for (--image-size, --fixed-resolution)"),
     (None, ["--fixed-resolution", "24"], "--fixed-resolution 24: give --image-size, 32, or more"),
-    (None, ["--fixed-resolution", "0"], "--fixed-resolution 0: give 1 to 1,000,000,000"),
+    (None, ["--fixed-resolution", "0"], "--fixed-resolution 0: give 1 to 10,000"),
+    (None, ["--fixed-resolution", "20000"], "--fixed-resolution 20000: give 1 to 10,000"),
     (None, ["--batch-size", "1"], "BatchNorm needs two images"),
     (None, ["--arch", "0.25x0.34", "0.5x0.34", "--from-teacher"], "--from-teacher: a 0.5x0.34"),
 ])

@@ -24,7 +24,7 @@ from doubles import (
 from PIL import Image
 
 import pseudo_label
-from support import InputError, datasets, label_store, reading
+from support import InputError, datasets, label_store, predictions, reading
 from support.label_store import Unfinished
 
 # ---- What is refused ----
@@ -182,6 +182,19 @@ def test_a_pool_that_cannot_be_labelled_at_all_says_why(teacher, pool, tmp_path)
     with pytest.raises(InputError, match="none of the 3 files of the pool can be labelled: they "
                                          "are unreadable or equal to held-out images"):
         label(teacher, files, tmp_path.with_name("labels"), held_out=frozenset())
+
+
+def test_of_many_files_left_out_all_are_counted_and_the_first_are_named(
+        teacher, pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "FOR_THE_EYE", 3)
+    tmp_path.joinpath("pool").mkdir()
+    for number in range(6):
+        file = tmp_path / "pool" / f"{number}.png"
+        Image.new("RGB", (32, 32), "red").save(file) if number == 5 else file.write_bytes(b"cut")
+    files = datasets.read_pool(tmp_path / "pool", pool.classes, tmp_path / "labels")
+    assert label(teacher, files, tmp_path / "labels", held_out=frozenset()).counts["left_out"] == 5
+    named = json.loads((tmp_path / "labels" / "labels.json").read_text())["left_out"]
+    assert named == [str(tmp_path / "pool" / f"{number}.png") for number in range(3)]
 
 
 @pytest.mark.parametrize("contents", [

@@ -13,6 +13,8 @@ import train
 from support import InputError, cli, devices, plans
 from support.images import ImageSet
 
+LOAD = model.Checkpoint.load
+
 
 def test_in_the_small_plans_the_teacher_is_noised_as_its_students_are():
     for plan in ("demo", "cifar10", "own"):
@@ -80,10 +82,10 @@ def test_students_of_every_plan_are_equal_or_larger():
     for plan in iterate.PLANS.values():
         sizes = [meta_parameters(generation.config, 1000) for generation in plan]
         assert sizes == sorted(sizes)
-        plans.check(plan, labeled, devices.CPU, train.build_model, iterate.Flags())
+        plans.check(plan, labeled, devices.CPU, train.build_model, LOAD, iterate.Flags())
     with pytest.raises(InputError, match="smaller than its teacher"):
-        plans.check(plan[::-1], labeled, devices.CPU, train.build_model, iterate.Flags())
-    plans.check(plan[::-1], labeled, devices.CPU, train.build_model,
+        plans.check(plan[::-1], labeled, devices.CPU, train.build_model, LOAD, iterate.Flags())
+    plans.check(plan[::-1], labeled, devices.CPU, train.build_model, LOAD,
                 iterate.Flags(allow_smaller_student=True))
 
 
@@ -91,7 +93,7 @@ def test_students_of_every_plan_are_equal_or_larger():
 def test_a_network_without_shortcuts_is_said_to_have_no_stochastic_depth(arch, said, capsys):
     labeled = ImageSet(torch.zeros(100), ("ant", "bee"), files=tuple(map(str, range(100))))
     plan, *_ = planned("--plan", "cifar10-cpu", "--arch", arch)
-    plans.check(plan, labeled, devices.CPU, train.build_model, iterate.Flags())
+    plans.check(plan, labeled, devices.CPU, train.build_model, LOAD, iterate.Flags())
     assert (f"a {arch} has no stochastic depth" in capsys.readouterr().out) == said
 
 
@@ -195,12 +197,11 @@ def test_a_dry_run_says_what_a_small_plan_changes_of_the_papers_recipe(capsys):
 
 def test_a_dry_run_names_the_ablations_and_how_labels_are_kept(capsys):
     _, text = outlined(capsys, "--plan", "figure2", "--no-joint", "--noised-teacher",
-                       "--pseudo-labels", "hard", "--no-balance", "--per-class", "9",
-                       "--no-filter", "--from-teacher")
+                       "--pseudo-labels", "hard", "--no-balance", "--no-filter", "--from-teacher")
     teacher, student = (line for line in text.splitlines() if "train.recipe" in line)
     assert teacher == "teacher: as in train.recipe"
     for change in ("joint False (True)", "noised_teacher True (False)", "kind hard (soft)",
-                   "balance False (True)", "per_class 9 (130000)", "threshold 0.0 (0.3)",
+                   "balance False (True)", "threshold 0.0 (0.3)",
                    "from_teacher True (False)"):
         assert change in student
     _, own = outlined(capsys, "--plan", "own")
@@ -250,7 +251,10 @@ def test_the_papers_rate_follows_the_batch_itself():
     assert train.learning_rate(10**5, config) < config.learning_rate * 2 == 0.032
 
 
-def test_a_threshold_does_not_go_with_no_filter(capsys):
-    flags = ["--dry-run", "--no-filter", "--threshold", "0.9"]
-    assert cli.run(iterate.main, flags) == 2
-    assert "--threshold does not go with --no-filter" in capsys.readouterr().err
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--no-filter", "--threshold", "0.9"], "--threshold does not go with --no-filter"),
+    (["--no-balance", "--per-class", "9"], "--per-class does not go with --no-balance"),
+])
+def test_a_flag_that_another_one_leaves_unread_is_refused(flags, said, capsys):
+    assert cli.run(iterate.main, ["--dry-run", *flags]) == 2
+    assert said in capsys.readouterr().err

@@ -195,7 +195,7 @@ def rows_of(function, source, size, parts=None, chance=None, held_out=None):
 
 
 @pytest.mark.parametrize("size", [1, 4, None])
-def test_a_function_gets_each_image_once_whatever_the_size_of_a_batch(filed, size):
+def test_a_function_gets_each_image_once_and_nothing_else_whatever_the_size_of_a_batch(filed, size):
     seen = []
 
     def mean(batch):
@@ -205,7 +205,13 @@ def test_a_function_gets_each_image_once_whatever_the_size_of_a_batch(filed, siz
     held = in_memory(filed)
     (found,) = rows_of(mean, held, size)
     assert torch.equal(found, held.pixels.float().mean((1, 2, 3)).unsqueeze(1))
-    assert set(seen) == {size or 6}  # the last batch is filled up
+    assert sum(seen) == 6 and max(seen) == (size or 6)
+
+
+def test_files_without_a_size_are_one_clear_line(filed):
+    with pytest.raises(InputError, match="images that are files need an image_size"):
+        next(reading.evaluate(len, filed, [range(6)], image_size=None, size=None, device="cpu",
+                              workers=0, chance=None))
 
 
 @pytest.mark.parametrize("source", ["files", "memory"])

@@ -290,6 +290,7 @@ def test_a_training_reads_labeled_and_validation_images(own):
     ({"unlabeled": "x"}, "--unlabeled and --pseudo-label-dir go together"),
     ({"pseudo_label_dir": "x"}, "--unlabeled and --pseudo-label-dir go together"),
     ({"unlabeled": "pool", "pseudo_label_dir": "x"}, "x holds no complete pseudo labels"),
+    ({"pseudo_labels": "hard"}, "--pseudo-labels says of what kind those in --pseudo-label-dir"),
 ])
 def test_a_pool_and_its_pseudo_labels_come_together(changes, expected, own):
     if changes.get("unlabeled") == "pool":
@@ -317,6 +318,9 @@ def test_a_labelling_that_could_not_end_well_is_refused(own, monkeypatch, change
              "held_out": None, "shard": None}
     with pytest.raises(InputError, match=said):
         sources.read_unlabeled(SimpleNamespace(**flags | changes), {}, ("cat", "dog"), 0)
+    with pytest.raises(InputError, match="--temperature is of soft pseudo labels"):
+        sources.read_unlabeled(SimpleNamespace(**flags | {"out": "labels"}),
+                               {"kind": "hard", "temperature": 0.5}, ("cat", "dog"), 0)
 
 
 # ---- From the command line of the loop ----

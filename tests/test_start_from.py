@@ -11,7 +11,7 @@ import timm
 import tiny
 import torch
 import torchvision
-from doubles import planned
+from doubles import planned, write_folders
 from test_model import randomise
 
 import augment
@@ -205,6 +205,19 @@ def test_a_loop_starts_its_teacher_its_students_and_labels_only_from_the_file(
         "student-2": None, "student-2-labels-only": None}
     assert f"student 2 (0.35x0.34) starts from scratch: {start} holds a 0.25x0.34" in (
         capsys.readouterr().out)
+
+
+def test_a_start_that_would_fail_in_the_first_training_is_refused_before_anything_is_written(
+        tmp_path, capsys):
+    _, file, arch = release("timm's from TensorFlow", tmp_path)
+    write_folders(tmp_path)
+    flags = ["--labeled", "labeled", "--unlabeled", "pool", "--test", "test"]
+    flags = [flag if flag[0] == "-" else tmp_path / flag for flag in flags]
+    assert cli.run(iterate.main, [*map(str, flags), "--start-from", str(file), "--arch", arch,
+                                  "--frozen-stages", "3", "--allow-chance", "--device", "cpu",
+                                  "--out", str(tmp_path / "run")]) == 2
+    assert "knows other classes than the labelled images" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_students_start_from_their_teacher_if_asked_and_the_teacher_from_the_file(splits, tmp_path):
