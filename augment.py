@@ -45,8 +45,8 @@ class Strength(NamedTuple):
     signed: bool = False  # half of the draws are negative
 
 
-# authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that. Other libraries' scale ends
-# at 30: their 27 is 9 here.
+# authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that; so in timm. Torchvision's ends
+# at 30: its 27 is 9 here.
 STRENGTHS = {  # beside each: its values for magnitudes 0 to 10; then the one that changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
@@ -103,6 +103,7 @@ def _luma(images: Tensor) -> Tensor:
 
 def _smooth(images: Tensor) -> Tensor:
     """3x3 mean, the centre counted five times; border pixels stay (PIL's SMOOTH). As float32."""
+    # authors: truncate the mean to a byte, and Color's luma, too; here: rounded, as in PIL.
     pixels, smooth = images.short(), images.float()
     rows = (pixels[:, :, :-2] + pixels[:, :, 1:-1]).add_(pixels[:, :, 2:])
     total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
@@ -174,6 +175,7 @@ def _rotation(degrees: float, x: float, y: float) -> tuple[float, ...]:
     return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
 
 
+# authors: shear pixels by their corners, half a pixel off; here: by their centres, as in PIL.
 MATRICES = {
     "Rotate": _rotation,
     "ShearX": lambda value, *_: (1, value, 0, 0, 1, 0),  # the top left corner stays

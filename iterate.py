@@ -58,7 +58,7 @@ PLANS: dict[str, tuple[Generation, ...]] = {
                 for title, config, labelling in generations)
     for name, generations in plans.GENERATIONS.items()
 } | {
-    # Table 7: B7, then L2 three times, the last with twice the unlabelled images in a batch.
+    # Section 4.2: B7, then L2 three times, at last with twice the unlabelled images in a batch.
     "paper": (
         Generation("teacher", train.recipe("b7")),
         Generation("student 1", L2, PAPER, fixed_resolution=800),

@@ -155,7 +155,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     Args:
         seed: decides the duplicates, and the noise of a noised teacher.
         held_out: see `predict`; in pass 1 these images get a confidence of zero.
-        images_of: earlier labels, whose images are labelled again, and no others (section 3.1).
+        images_of: earlier labels, whose images are labelled again, and no others (as the authors').
         shard: "i/n" labels only shard i of n; raises label_store.Unfinished if others are missing.
     """
     batch_size = batch_size or reading.size_for(teacher.image_size)

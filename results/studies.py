@@ -192,7 +192,8 @@ STUDIES = {
             ("p", "perturbations (its flip rate)", "3.3, table 5", "flips"),
             ("fgsm", "FGSM at epsilon 4", "3.4, figure 4", "fgsm"))},
     "threshold": Study(
-        "leaving out images of low confidence, usually out of domain, helps", "2, 3.1",
+        "leaving out images of low confidence, usually out of domain, helps (the paper: together "
+        "with balancing)", "2, 3.1",
         Contrast("threshold 0.3", "threshold 0"),  # higher ones leave few images of some classes
         {f"threshold {value:g}": chain(student(labels={"threshold": value, "per_class": None}))
          for value in (0.0, 0.3, 0.6, 0.9)} | {"0.3, only the 200 most confident": NOISY}),

@@ -190,7 +190,7 @@ class TestSet:
         return rows.reshape(5, -1, 32, 32, 3)[block], labels, decode
 
     def _decode_file(self, file: Path, frames: int) -> np.ndarray:
-        # authors: ImageNet and ImageNet-A as their loaders read them, not turned as EXIF says.
+        # Sets of ImageNet's classes are not turned as EXIF says: their loaders do not, either.
         upright = self.classes != tuple(IMAGENET["wnids"])
         views = (_decode_video(file, frames) if frames > 1 else
                  [images.read_image(str(file), upright)])
