@@ -94,7 +94,7 @@ def summarize(path: str | Path, suite: str, mean_corruption_error: Callable,
         if suite.startswith("imagenet"):
             summary[name] = mean(measured)
         if suite != "cifar10-p":
-            # paper: "Top-1 Acc." of table 5 is not defined; here: each part's frames, then the parts.
+            # paper: "Top-1 Acc." of table 5 is not defined; here: frames' mean, then the parts'.
             summary["top1"] = sum(part["top1"] for part in parts.values()) / len(parts)
     files.write_json(path, results | {"summary": summary})
     print(json.dumps(summary, indent=1))
