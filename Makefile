@@ -4,6 +4,9 @@ VENV ?= .venv
 NEWEST ?= .venv-newest
 RUN := $(VENV)/bin/python
 
+# Else what is left of an environment that could not be made would pass for one.
+.DELETE_ON_ERROR:
+
 .PHONY: help demo test newest studies style clean
 
 help:  ## list the targets
@@ -16,7 +19,7 @@ test: $(VENV)/installed-dev  ## run the tests: pytest, in two processes
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 newest:  ## run the tests, except XLA's, with the newest torch and torchvision that pip finds
-	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	test -x $(NEWEST)/bin/pip || $(PYTHON) -m venv --clear $(NEWEST)
 	grep -hEv '^(#|-r|torch)' requirements.txt requirements-dev.txt > $(NEWEST)/others.txt
 	$(NEWEST)/bin/python -m pip install --no-cache-dir --upgrade torch torchvision -r $(NEWEST)/others.txt
 	$(NEWEST)/bin/python -c "import torch, torchvision; print(torch.__version__, torchvision.__version__)"

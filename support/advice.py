@@ -35,6 +35,11 @@ def before(splits: Splits, generations: Sequence, allowed: bool) -> None:
         warn(splits.notes, f"{validation} validation images choose the checkpoints and measure "
              f"progress: one of them is {100 / validation:.0f} points of accuracy; give more "
              "(--val, --val-per-class)")
+    for epochs, warmup in sorted({(one.config.epochs, one.config.warmup_epochs)
+                                  for one in generations}):
+        if warmup > epochs / 2:
+            warn(splits.notes, f"of {epochs:g} epochs the learning rate rises for {warmup:g}: give "
+                 "a smaller --warmup-epochs, too")
     for threshold in sorted({one.labelling.threshold for one in generations[1:]}):
         if 0 < threshold < 1 / classes:
             warn(splits.notes, f"--threshold {threshold} filters nothing: with {classes} classes "
@@ -74,8 +79,8 @@ def of_teacher(name: str, top1: float | None, splits: Splits, allowed: bool) -> 
         return
     text = (f"{name} cannot be told from chance: {top1:.1f} % of {count} validation images "
             f"are right, {100 * chance:.1f} % are of one class. Its labels would teach nothing: "
-            "give it more steps (--epochs), another --learning-rate, more images, or weights to "
-            "start from (--start-from)")
+            "give it, with another --out, more steps (--epochs), another --learning-rate, more "
+            "images, or weights to start from (--start-from)")
     if not allowed:
         raise InputError(f"{text}; --allow-chance goes on all the same")
     warn(splits.notes, text)

@@ -67,7 +67,7 @@ Folder = Annotated[str, "DIR"]
 KNOWN = {
     "out of memory|DefaultCPUAllocator|not enough memory|size calculation overflowed":
         "out of memory: lower --batch-size or --image-size; when training, also try "
-        "--accumulation-steps and --checkpoint-blocks",
+        "--accumulation-steps and --checkpoint-blocks (other settings need another --out)",
     "DataLoader worker|shared memory|process pool":
         "a worker that reads images was killed, most likely as the memory, or a container's shared "
         "memory, is full: give --workers 0, or start the container with --shm-size 8g or "
@@ -169,7 +169,7 @@ def run(main: Callable, argv: list[str] | None = None) -> int:
             raise
         print(f"{name}: {known[0]}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; the same command continues from what is kept",
+        print(f"\n{name}: interrupted; the same command continues from what is kept, if any",
               file=sys.stderr)
         return 130
     else:

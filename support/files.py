@@ -23,6 +23,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
 
     InputError if the disk is full or the place cannot be written to; the old file stays then too.
     """
+    path = os.path.realpath(path)  # a link stays one
     temporary = Path(f"{path}.tmp")
     try:
         with open(temporary, "wb") as file:

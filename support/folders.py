@@ -11,7 +11,15 @@ import torch
 from PIL import Image
 
 from support import InputError
-from support.images import FORMATS, SUFFIXES, ImageSet, first_names, inspect_all, say_once
+from support.images import (
+    FORMATS,
+    RAW,
+    SUFFIXES,
+    ImageSet,
+    first_names,
+    inspect_all,
+    say_once,
+)
 
 # Folders of thumbnails and of deleted files, which systems put among a user's own.
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information")
@@ -56,7 +64,7 @@ def list_images(folder: str | Path) -> list[str]:
     def is_image(file: str) -> bool:
         if file.lower().endswith(SUFFIXES):
             return True  # an image, or a broken one
-        if os.path.isfile(file):  # a pipe would keep Pillow waiting for ever
+        if os.path.isfile(file) and not file.lower().endswith(RAW):  # a pipe would never end
             with contextlib.suppress(Exception), Image.open(file, formats=FORMATS):
                 return True
         return False
@@ -64,8 +72,8 @@ def list_images(folder: str | Path) -> list[str]:
     found = list(walk(folder))
     images = [file for file in found if is_image(file)]
     if others := sorted(set(found) - set(images)):
-        say_once(f"{folder}: {len(others)} files left out that are not images: "
-                 + first_names(others))
+        say_once(f"{folder}: {len(others)} files left out that cannot be read as images (HEIC and "
+                 f"a camera's raw data: convert them to JPEG): {first_names(others)}")
     return images
 
 

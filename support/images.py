@@ -30,6 +30,8 @@ OF_POOL = "files of the pool, as --unlabeled names them"  # a setting of its lab
 FORMATS = "AVIF BMP GIF ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI TIFF WEBP".split()
 SUFFIXES = tuple(suffix for suffix, name in Image.registered_extensions().items()
                  if name in FORMATS)
+# To Pillow the raw data of many cameras are a TIFF, of which it shows the thumbnail.
+RAW = tuple(".3fr .arw .cr2 .dng .erf .iiq .kdc .nef .nrw .pef .sr2 .srf .srw".split())
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -131,8 +133,8 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
     upright: turned as its EXIF data says. (Published test sets are not, by their protocols.)
     """
     try:
-        if not os.path.isfile(file):  # a pipe would keep Pillow waiting for ever
-            raise ValueError("not a regular file")
+        if not os.path.isfile(file) or file.lower().endswith(RAW):  # Pillow would wait for a pipe
+            raise ValueError("not a regular file, or a camera's raw data")
         with Image.open(file, formats=FORMATS) as image:
             image.load()  # turns a TIFF, and removes its orientation
             orientation = 1

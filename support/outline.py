@@ -132,6 +132,7 @@ class Loop:
     def __init__(self, log: Path, found: Sequence[Stage]):
         images.say_once(f"\n{table(found)}\n")
         self.log, self.names, self.said = log, [stage.name for stage in found], False
+        self.ended = set()  # names of those that this process has ended
         self.costs = [stage.images * stage.cost for stage in found]
 
     def left(self, name: str, share: float, whole: float) -> str:
@@ -143,8 +144,9 @@ class Loop:
         text = f"stage {number + 1} of {len(self.names)}, all done in {duration(whole * rest)}"
         if not self.said:
             self.said = True
-            images.say_once(f"{name}: {text} (about, after {whole * share:.0f} s). Less: a smaller "
-                            "--arch, --image-size, --epochs or --unlabeled-ratio, --no-labels-only")
+            images.say_once(f"{name}: {text} (about, after {whole * share:.0f} s). Less: "
+                            "--no-labels-only or, with another --out, a smaller --arch, "
+                            "--image-size, --epochs or --unlabeled-ratio")
         return text
 
 

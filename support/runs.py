@@ -75,7 +75,8 @@ class Run:
             self._read(self.out)
             if devices.rank() == 0:
                 self.state.unlink(missing_ok=True)  # the run was killed just before it did so
-                tqdm.write(f"{out}: finished already")
+                if not (loop and name in loop.ended):
+                    tqdm.write(f"{out}: finished already")
         else:
             with lock(self.out, self.lock):  # to fail early; `steps` then takes the lock
                 pass
@@ -168,6 +169,8 @@ class Run:
             raise self._diverged("weights are not finite in the end")
         with self.held:
             self._write(self.out, contents)
+            if self.loop:
+                self.loop.ended.add(self.name)
             if devices.rank() == 0:
                 self.state.unlink(missing_ok=True)
         return self.out

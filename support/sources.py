@@ -24,6 +24,7 @@ PUBLISHED = {
     "stl10": (sets.STL10, ("train", "test", "unlabeled"), "own", {"image_size": 96}),
     "imagenette": (sets.Imagenette, ("train", "val"), "own", {}),
 }
+IMAGENETTE = 9_469, 3_925  # its images for training and test
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def read_published(source: Source, image_size: int, seed: int, workers: int = 0)
                              "put it there or connect this machine to the network") from error
     if name == "imagenette":
         home = Path(root, f"imagenette2-{native}")
+        if tuple(map(len, found)) != IMAGENETTE:  # torchvision asks for the folder alone
+            raise InputError(f"{home} is not whole: delete it, and run the same command again")
         source = replace(source, train=home / "train", test=home / "val")
         return read_folders(source, image_size, workers)
     train, test, *extra = map(as_set, found)
@@ -242,5 +245,6 @@ def read_unlabeled(flags, how: dict, classes: tuple[str, ...],
     if wrong:
         raise InputError(f"--{min(wrong).replace('_', '-')} does not go with {without}: leave it "
                          "out")
+    files.require_place(flags.out or flags.csv, flags.held_out or ())
     pool = datasets.read_pool(flags.unlabeled, classes, flags.out or flags.csv)
     return pool, folders.fingerprints(flags.held_out or (), workers)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -74,6 +75,15 @@ def test_few_validation_images_and_a_threshold_that_filters_nothing_are_warned_o
                    for one in generations]
     advice.before(splits, generations, False)
     assert splits.notes == {}
+
+
+def test_a_training_that_is_mostly_warm_up_is_warned_of(capsys):
+    for epochs, warned in ((8, True), (20, False)):
+        generations = [replace(one, config=replace(one.config, epochs=epochs, warmup_epochs=5.0))
+                       for one in iterate.PLANS["own"]]
+        advice.before(make_splits(), generations, False)
+        said = capsys.readouterr().out
+        assert (f"of {epochs} epochs the learning rate rises for 5" in said) == warned
 
 
 @pytest.mark.parametrize(("given", "said"), [

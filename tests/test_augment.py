@@ -530,6 +530,11 @@ def test_random_resized_crop():
     assert 0.73 < ratio.min() < 0.78 and 1.29 < ratio.max() < 1.36
     assert abs(ratio.log().mean()) < 0.05  # uniform in the logarithm
     assert 0.07 < area.min() < 0.09 and area.max() > 0.85
+    torch.manual_seed(0)
+    theirs = [height * width / 60_000 for _, _, height, width in (
+        transforms.RandomResizedCrop.get_params(torch.zeros(3, 200, 300), (0.08, 1), (3 / 4, 4 / 3))
+        for _ in range(2000))]
+    assert abs(area.mean().item() - sum(theirs) / 2000) < 0.03
 
 
 def test_random_resized_crop_of_real_images():

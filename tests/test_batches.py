@@ -385,15 +385,6 @@ def test_reading_for_training_leaves_torch_random_numbers_alone(filed):
     assert torch.equal(drawn, torch.rand(1))
 
 
-def test_labeled_and_pseudo_labeled_images_come_in_orders_of_their_own(splits):
-    """Two sets of the same size: equal orders would always pair the same images."""
-    labeled = splits.unlabeled.subset(torch.arange(20))
-    pseudo = tiny.pseudo_labels(labeled)
-    config = dataclasses.replace(TINY, batch_size=20, unlabeled_ratio=1, labeled_images=20)
-    batch = next(batches.training(config, labeled, pseudo, None))
-    assert not torch.equal(batch.images[:20], batch.images[20:])
-
-
 @pytest.mark.parametrize(("config", "machine", "processes", "said"), [
     ({"unlabeled_ratio": 0}, {}, 1, "--unlabeled-ratio 0 leaves the pseudo labels out"),
     ({}, {"compile": True, "checkpoint_blocks": True}, 2, "is for one process"),

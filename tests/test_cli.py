@@ -314,7 +314,7 @@ def test_what_the_user_can_mend_is_one_line_and_the_code_2(error, line, capsys):
 
 def test_an_interrupt_says_that_the_command_continues(capsys):
     assert cli.run(raising(KeyboardInterrupt()), []) == 130
-    said = "interrupted; the same command continues from what is kept"
+    said = "interrupted; the same command continues from what is kept, if any"
     assert capsys.readouterr().err == f"\ntest_cli.py: {said}\n"
 
 

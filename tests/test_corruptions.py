@@ -43,6 +43,14 @@ def test_severities_are_cifars_at_32_pixels_imagenets_from_224_on_and_between_th
         assert middle == pytest.approx((small + large) / 2)
 
 
+@pytest.mark.parametrize("name", ["fog", "frost"])
+def test_clouds_and_frost_are_larger_than_pixels(name):
+    grey = torch.full((8, 3, 32, 32), 128, dtype=torch.uint8)
+    levels = corruptions.corrupt(grey, name, 3, torch.Generator().manual_seed(0)).float()
+    pairs = torch.stack([levels[..., 1:].flatten(), levels[..., :-1].flatten()])
+    assert torch.corrcoef(pairs)[0, 1] > 0.6
+
+
 @pytest.mark.parametrize("name", SEVERITIES)
 def test_large_images_are_corrupted_at_imagenet_cs_strength(name):
     generator = torch.Generator().manual_seed(0)

@@ -28,6 +28,16 @@ def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
     assert len([*tmp_path.iterdir()]) == 1
 
 
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    """As where a large output, or /dev/stdout, lies elsewhere."""
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for contents in b"old", b"new":
+        files.write_atomically(tmp_path / "link", lambda file: file.write(contents))  # noqa: B023
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "elsewhere").read_bytes() == contents
+    assert len([*tmp_path.iterdir()]) == 2
+
+
 def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file_and_no_other(tmp_path):
     def fail(file):
         try:

@@ -114,9 +114,13 @@ def test_exif_orientation_is_honored_once(tmp_path, name, orientation):
     assert np.array_equal(found, expected.convert("RGB"))
 
 
-def test_center_crop_leaves_images_of_the_right_size_alone():
-    image = noise(0)
-    assert images.center_crop(image, 8) is image
+def test_raw_data_of_a_camera_are_no_image_but_a_thumbnail(tmp_path):
+    """A TIFF, to Pillow: beside its JPEG the same photograph would come twice."""
+    for name in "photo.NEF", "photo.dng", "photo.tiff":
+        noise(0).save(tmp_path / name, "TIFF")
+    assert folders.list_images(tmp_path) == [str(tmp_path / "photo.tiff")]
+    with pytest.raises(InputError, match="photo.NEF: not a readable image .*camera's raw data"):
+        images.read_image(str(tmp_path / "photo.NEF"))
 
 
 def test_center_crop_of_small_images_is_the_whole_central_square():

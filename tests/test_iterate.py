@@ -408,13 +408,6 @@ def test_the_seeds_of_a_loop_follow_from_its_own(tmp_path):
     assert one == same != different
 
 
-def test_generations_of_the_paper_are_those_of_table_7():
-    plan = iterate.PLANS["paper"]
-    assert [generation.config.arch for generation in plan] == ["b7", "l2", "l2", "l2"]
-    assert [generation.config.unlabeled_ratio for generation in plan[1:]] == [14, 14, 28]
-    assert plan[1].labelling.threshold == 0.3 and plan[1].labelling.per_class == 130_000
-
-
 def test_noise_can_be_taken_from_the_unlabeled_images_alone(tmp_path):
     quick = ["--no-labels-only", "--no-robustness"]
     assert run(*SHORT, "--no-noise", *quick, "--out", tmp_path / "r") == 0

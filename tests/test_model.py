@@ -197,15 +197,6 @@ def test_evaluation_mode_has_no_noise():
     assert torch.equal(network(images), network(images))
 
 
-def test_small_images_keep_a_4x4_map():
-    shapes = []
-    for small in (False, True):
-        network = model.efficientnet("b0", 10, small_images=small)
-        network.head.register_forward_hook(lambda *args: shapes.append(args[2].shape[2:]))
-        network(torch.randn(2, 3, 32, 32))
-    assert shapes == [(1, 1), (4, 4)]
-
-
 def test_recomputing_blocks_changes_no_gradient():
     images = torch.randn(4, 3, 32, 32)
     gradients = []

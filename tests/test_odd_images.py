@@ -125,12 +125,12 @@ def test_files_that_are_no_images_are_counted_and_named_by_every_command(sets, c
     assert run(train, "--labeled", "labeled", "--val", "val", "--arch", "0.25x0.34", *SMALL,
                "--out", "teacher.pt") == 0
     said = capsys.readouterr().out
-    assert "1 files left out that are not images: labeled/a/notes of labeled.txt" in said
-    assert "1 files left out that are not images: val/a/notes of val.txt" in said
+    assert "labeled/a: 1 files left out that cannot be read as images" in said
+    assert all(f"{part}/a/notes of {part}.txt" in said for part in ("labeled", "val"))
     assert run(pseudo_label, "--teacher", "teacher.pt", "--unlabeled", "pool", "--held-out", "test",
                "--threshold", "0", "--out", "labels", "--device", "cpu") == 0
     said = capsys.readouterr().out
-    assert "not images: test/a/notes of test.txt" in said and "notes of pool.txt" in said
+    assert "test/a/notes of test.txt" in said and "notes of pool.txt" in said
 
 
 def test_a_held_out_folder_without_images_is_an_error(sets, capsys):

@@ -194,6 +194,14 @@ def rows_of(function, source, size, parts=None, chance=None, held_out=None):
                             device="cpu", workers=0, chance=chance, held_out=held_out)
 
 
+def test_few_of_many_files_are_drawn_from_all_of_them(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    source = images.ImageSet(torch.arange(1000) // 500, ("a", "b"),
+                             files=(str(tmp_path / "0.png"),) * 1000)
+    labels = reading.in_memory(source, 320).labels
+    assert len(labels) == 200 and 70 < labels.sum() < 130
+
+
 @pytest.mark.parametrize("size", [1, 4, None])
 def test_a_function_gets_each_image_once_and_nothing_else_whatever_the_size_of_a_batch(filed, size):
     seen = []

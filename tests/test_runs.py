@@ -19,7 +19,7 @@ import torch
 from tiny import ROOT, TINY, run, same, weights, write_images
 
 import train
-from support import InputError, cli, runs
+from support import InputError, cli, outline, runs
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ class Counter:
         self.value = state["value"]
 
 
-def make_run(out, total=10, log=4, evaluate=5, save=3, **settings):
+def make_run(out, total=10, log=4, evaluate=5, save=3, loop=None, **settings):
     every = {"log": log, "evaluate": evaluate, "save": save}
-    return runs.Run(out, settings, total, every=every, name="count")
+    return runs.Run(out, settings, total, every=every, name="count", loop=loop)
 
 
 def count(out, until=math.inf, **settings):
@@ -167,6 +167,18 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     capsys.readouterr()
     assert count(tmp_path / "a.pt") is None
     assert capsys.readouterr().out == f"{tmp_path / 'a.pt'}: finished already\n"
+
+
+def test_a_loop_is_not_told_of_what_it_has_finished_itself(tmp_path, capsys):
+    """Students of one architecture share their model on the labels alone."""
+    loop = outline.Loop(tmp_path / "log.jsonl", [outline.Stage("count", "b0", 32, 3, 1)])
+    run = make_run(tmp_path / "a.pt", total=3, loop=loop)
+    run.resume(network=Counter())
+    assert len([*run.steps([[1]] * 3)]) == 3
+    run.finish(total=3)
+    capsys.readouterr()
+    assert make_run(tmp_path / "a.pt", total=3, loop=loop).finished
+    assert "finished already" not in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(splits, tmp_path):

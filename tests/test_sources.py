@@ -202,6 +202,15 @@ def test_svhn_without_scipy_says_which_package_it_needs(stand_in, tmp_path):
         published("svhn", tmp_path, 2, 1)
 
 
+def test_the_labels_of_a_pool_belong_to_its_images(stand_in, tmp_path):
+    fake = fake_arrays(False, 32, "labels", 10)
+    stand_in("svhn", "SVHN", fake)
+    pool = published("svhn", tmp_path, 4, 1).unlabeled
+    truth = {image.tobytes(): label for part in (fake(None, "train"), fake(None, "extra"))
+             for image, label in zip(part.data, part.labels, strict=True)}
+    assert [truth[image.numpy().tobytes()] for image in pool.pixels] == pool.labels.tolist()
+
+
 def test_stl10_pool_has_unknown_labels_and_the_left_over_training_images(stand_in, tmp_path):
     stand_in("stl10", "STL10", fake_arrays(False, 96, "labels", 2, ["cat", "dog"]))
     splits = published("stl10", tmp_path, 4, 1, image_size=32)
@@ -210,13 +219,20 @@ def test_stl10_pool_has_unknown_labels_and_the_left_over_training_images(stand_i
 
 
 @pytest.mark.parametrize(("pixels", "edition"), [(160, 160), (161, 320), (224, 320)])
-def test_imagenette_is_read_from_the_folders_of_its_edition(stand_in, tmp_path, pixels, edition):
+def test_imagenette_is_read_whole_from_the_folders_of_its_edition(
+        stand_in, monkeypatch, tmp_path, pixels, edition):
     def fake(root, split, download, size):
         assert size == f"{edition}px" and download
-        write_classes(tmp_path / f"imagenette2-{edition}" / split, ["n01", "n02"], 4,
-                      {"train": 1, "val": 2}[split] * 100)
+        if not (tmp_path / f"imagenette2-{edition}" / split).exists():
+            write_classes(tmp_path / f"imagenette2-{edition}" / split, ["n01", "n02"], 4,
+                          {"train": 1, "val": 2}[split] * 100)
+
+        return range(8)
 
     stand_in("imagenette", "Imagenette", fake)
+    with pytest.raises(InputError, match=f"imagenette2-{edition} is not whole: delete it"):
+        published("imagenette", tmp_path, 1, 1, pixels)  # as after a download that was killed
+    monkeypatch.setattr(sources, "IMAGENETTE", (8, 8))
     splits = published("imagenette", tmp_path, 1, 1, pixels)
     assert splits.labeled.classes == ("n01", "n02")
     assert len(splits.unlabeled.files) == 4 and len(splits.test.files) == 8
@@ -318,6 +334,9 @@ def test_a_labelling_that_could_not_end_well_is_refused(own, monkeypatch, change
              "held_out": None, "shard": None}
     with pytest.raises(InputError, match=said):
         sources.read_unlabeled(SimpleNamespace(**flags | changes), {}, ("cat", "dog"), 0)
+    with pytest.raises(InputError, match="labels lies in .* and would become a part of it"):
+        sources.read_unlabeled(SimpleNamespace(**flags | {
+            "out": f"{own.test}/labels", "held_out": [own.test]}), {}, ("cat", "dog"), 0)
     with pytest.raises(InputError, match="--temperature is of soft pseudo labels"):
         sources.read_unlabeled(SimpleNamespace(**flags | {"out": "labels"}),
                                {"kind": "hard", "temperature": 0.5}, ("cat", "dog"), 0)

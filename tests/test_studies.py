@@ -68,6 +68,58 @@ def test_findings_1_to_8_and_the_tables_each_have_a_study():
     assert findings | {"table-6", "table-7", "figure-2"} < STUDIES.keys()
 
 
+def last(study: str, run: str) -> Generation:
+    return STUDIES[study].runs[run].generations[-1]
+
+
+def test_the_runs_differ_by_what_the_paper_compares():
+    """Table 6, figure 2, findings 1, 2, 4 and 7: what is switched off, shared or multiplied."""
+    clean = last("table-6", "student w/o Aug")
+    bare = last("table-6", "student w/o Aug, SD, Dropout")
+    assert clean.config.augment_labeled and bare.config.augment_labeled
+    assert not clean.config.augment_unlabeled and not bare.config.augment_unlabeled
+    assert clean.config.model_noise_unlabeled and not bare.config.model_noise_unlabeled
+    assert last("table-6", "teacher w. Aug, SD, Dropout").labelling.noised_teacher
+    kept = [last("finding-2", pool).labelling.per_class for pool in (
+        "1/16", "1/8", "1/4", "1/2", "all of the pool")]
+    assert kept == [12, 25, 50, 100, 200]
+    for name, run in STUDIES["figure-2"].runs.items():
+        assert {one.config.arch for one in run.generations} == {name.split(",")[0]}
+    for study, place in ("finding-1", 0), ("finding-4", -1):
+        for name, run in STUDIES[study].runs.items():
+            assert run.generations[place].config.arch == name.split(" ")[-1]
+    ratios = [last("finding-7", f"ratio {ratio}").config.unlabeled_ratio for ratio in (1, 3, 7, 14)]
+    assert ratios == [1, 3, 7, 14]
+
+
+@pytest.mark.parametrize(("study", "higher", "lower"), [
+    ("table-6", "Noisy Student", "student w/o Aug, SD, Dropout"),
+    ("table-6-teacher", "Noisy Student", "teacher w. Aug, SD, Dropout"),
+    ("losses", "Noisy Student", "student w/o Aug, SD, Dropout"),
+    ("table-6-small", "Noisy Student", "student w/o Aug, SD, Dropout"),
+    ("table-7", "iteration 2", "iteration 1"),
+    ("table-7-longer", "iteration 3", "iteration 1, three times the steps"),
+    ("figure-2-longer", "student", "supervised, four times the steps"),
+    ("finding-1", "teacher 0.75x0.5", "teacher 0.25x0.5"),
+    ("finding-2", "all of the pool", "1/16"),
+    ("finding-3", "soft, out of domain", "hard, out of domain"),
+    ("finding-4", "student 0.5x0.5", "student 0.35x0.5"),
+    ("finding-5", "0.25x0.5, balanced", "0.25x0.5, as it is"),
+    ("finding-6", "joint", "pretrained, fine-tuned"),
+    ("finding-7", "ratio 7", "ratio 1"),
+    ("finding-8", "from scratch", "from the teacher"),
+    ("finding-8-short", "from the teacher", "from the teacher, short"),
+    ("robustness-c", "student", "supervised"),
+    ("robustness-p", "student", "supervised"),
+    ("robustness-fgsm", "student", "supervised"),
+    ("threshold", "threshold 0.3", "threshold 0"),
+    ("temperature", "temperature 1", "temperature 0.5"),
+])
+def test_what_the_paper_finds_better_is_on_the_higher_side(study, higher, lower):
+    contrast = STUDIES[study].contrast
+    assert (contrast.higher, contrast.lower) == (higher, lower)
+
+
 def test_robustness_is_measured_for_what_its_studies_compare():
     assert {NOISY.key, SUPERVISED.key, AS_MANY_IMAGES.key} == studies.ROBUST
 
@@ -99,7 +151,32 @@ def test_a_teacher_does_not_depend_on_the_pool_but_later_teachers_do():
     assert Run((TEACHER, STUDENT, STUDENT), "1/8").before.pool == "1/8"
 
 
+# ---- One run ----
+
+
+def test_checkpoints_are_chosen_on_validation_and_shares_keep_their_names(
+        data, tmp_path, monkeypatch):
+    seen, learn = [], iterate.train.train
+    monkeypatch.setattr(iterate.train, "train", lambda config, labeled, validation, *rest, **more: (
+        seen.append(validation) or learn(config, labeled, validation, *rest, **more)))
+    monkeypatch.setattr(measure, "shares", lambda *_: [1, 2, 3, 4])
+    for run in Run((TEACHER,)), Run((TEACHER, STUDENT)):
+        row = measure.measure(run, 0, data, 2, tmp_path, False)
+    validation = measure.read_splits(data, 2, CONFIG.image_size).validation
+    assert all(torch.equal(one.pixels, validation.pixels) for one in seen) and len(seen) == 2
+    assert [row[key] for key in ("unique", "of_a_class", "of_these_right",
+                                 "right_with_copies")] == [1, 2, 3, 4]
+
+
 # ---- The images ----
+
+
+def test_images_of_other_classes_are_as_many_as_those_of_the_classes(data, monkeypatch):
+    truth = {f"{number}.png": "" if number % 3 else "cat" for number in range(48)}
+    monkeypatch.setattr(measure, "read_truth", lambda file: truth)
+    read = measure.read_splits.__wrapped__
+    assert [len(read(data, 2, 32, pool).unlabeled)
+            for pool in ("in-domain", "out-of-domain")] == [16, 16]
 
 
 def test_pools_are_shares_of_the_whole_or_of_one_origin(data):

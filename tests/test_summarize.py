@@ -53,9 +53,25 @@ def test_the_last_student_is_compared_with_the_others_seed_by_seed(reports, caps
     assert alone.endswith("(+5.00, -1.00, +7.00).")
 
 
+def test_each_column_of_robustness_has_its_own_figure(reports, capsys):
+    found = json.loads(Path(reports[0]).read_text())
+    for row in found["generations"]:
+        row["robustness"] = {
+            "clean_top1": 1.0, "unnormalized_mce": 2.0, "teacher_normalized_mce": 3.0,
+            "unnormalized_mfr": 4.0, "teacher_normalized_mfr": 5.0,
+            "fgsm_top1": {"1": 6.0, "4": 7.0}, "pgd_top1": {"1": 8.0, "4": 9.0}}
+    Path(reports[0]).write_text(json.dumps(found))
+    summarize.main(summarize.Flags(reports[:1]))
+    said = capsys.readouterr().out
+    assert f"| teacher | {' | '.join(f'{number}.00' for number in range(1, 10))} |" in said
+    assert ("| clean top-1 | corruption error | mCE | flip rate | mFR | FGSM 1 | FGSM 4 | PGD 1 "
+            "| PGD 4 |") in said
+
+
 def test_the_curves_are_drawn(reports, tmp_path):
     summarize.main(summarize.Flags(reports, str(tmp_path / "curves.png")))
-    assert np.asarray(Image.open(tmp_path / "curves.png")).std() > 5
+    saturation = np.asarray(Image.open(tmp_path / "curves.png").convert("HSV"))[..., 1]
+    assert (saturation > 100).sum() > 500  # axes and letters are black or grey
 
 
 def test_a_json_that_is_no_report_is_named(tmp_path):

@@ -93,6 +93,9 @@ def test_what_is_measured_already_is_not_measured_again(tmp_path, monkeypatch, c
                              results=str(tmp_path / "thresholds.jsonl"))
     thresholds.main(flags)
     rows = [*map(json.loads, Path(flags.results).read_text().splitlines())]
+    for log in (tmp_path / "runs").rglob("*.jsonl"):  # each student sees the pool
+        assert ("loss_unlabeled" in log.read_text()) == (log.stem != "teacher")
+    assert all(row["shares"][1] == 0 for row in rows[1:])  # "cat" is none of the two classes
     # Two steps make no teacher that is sure of anything.
     assert [row["kept"] for row in rows] == [
         "teacher", *(way for way in thresholds.ways(2) if way != "confidence over 0.8")]

@@ -87,31 +87,6 @@ def test_hard_pseudo_labels_are_one_hot_targets_smoothed_as_labels(smoothing, la
 # ---- Settings and schedule ----
 
 
-def test_the_defaults_are_the_papers():
-    config = TrainConfig()
-    assert config.learning_rate * config.batch_size / 256 == pytest.approx(0.128)
-    assert (config.epochs, config.decay_rate, config.decay_epochs) == (350, 0.97, 2.4)
-    assert (config.batch_size, config.rand_augment_magnitude, config.dropout) == (2048, 27, 0.5)
-    assert (config.survival_prob, config.ema_decay, config.weight_decay) == (0.8, 0.9999, 1e-5)
-
-
-@pytest.mark.parametrize(("arch", "magnitude", "epochs", "ratio"), [
-    ("b0", 0, 700, 1), ("b1", 0, 700, 3), ("b2", 6, 700, 3), ("b3", 12, 700, 3), ("b4", 15, 700, 3),
-    ("b5", 18, 350, 3), ("b6", 24, 350, 3), ("b7", 27, 350, 3), ("l2", 27, 350, 14),
-])
-def test_recipes_of_the_published_models(arch, magnitude, epochs, ratio):
-    config = train.recipe(arch)
-    assert config.rand_augment_magnitude == magnitude
-    assert (config.rand_augment_operations > 0) == (magnitude > 0)
-    assert (config.epochs, config.unlabeled_ratio) == (epochs, ratio)
-    assert config.decay_epochs == (2.4 if epochs == 350 else 4.8)
-    assert (config.image_size, config.dropout) == model.SCALING[arch][2:]
-
-
-def test_the_default_configuration_is_b7s():
-    assert train.recipe("b7") == TrainConfig()
-
-
 def test_learning_rate_is_warm_up_and_staircase_at_every_step_of_350_epochs():
     config = TrainConfig(labeled_images=2048 * 20)  # 20 steps an epoch
     for step in range(config.total_steps):

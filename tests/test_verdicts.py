@@ -143,11 +143,15 @@ def test_studies_of_the_same_runs_share_a_table_with_the_figures_of_both(known):
     assert "it is more robust. " in shared and "and steadier. " in shared
 
 
-def test_the_picture_has_a_panel_for_each_measured_study(known, tmp_path):
+def test_the_picture_shows_each_study_its_higher_side_in_blue(known, tmp_path):
     verdicts.draw(STUDIES, known, tmp_path / "studies.png")
-    picture = np.asarray(Image.open(tmp_path / "studies.png").convert("L"))
-    inked = (picture < 250).any(0)
-    assert inked[: len(inked) // 3].any() and inked[-len(inked) // 3:].any()
+    red, green, blue = np.asarray(Image.open(tmp_path / "studies.png").convert("RGB"), int).T
+    high, orange = blue > red + 60, red > blue + 60
+    thirds = range(0, len(red), len(red) // 3 + 1)
+    shown = [(high[x: x + len(red) // 3], orange[x: x + len(red) // 3]) for x in thirds]
+    assert all(part.any() for panel in shown for part in panel)  # three studies in the first row
+    student, teacher = (part.nonzero()[0].mean() for part in shown[0])  # along x
+    assert student > teacher
 
 
 def test_a_picture_is_drawn_before_any_contrast_is_measured(tmp_path):
