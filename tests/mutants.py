@@ -214,6 +214,7 @@ PLACES = {
          "norm.bias"),
     ],
     ("augment.py", "augment"): [
+        ("smaller crops", "0.08 + 0.92 * share)", "0.08 + 0.92 * share**2)"),
         ("27 is of 30", "slope * (magnitude / 10)", "slope * (magnitude / 30)"),
         ("rotations without a sign", "Strength(slope=30, signed=True)", "Strength(slope=30)"),
         ("factors from zero", '"Color": Strength(start=0.1', '"Color": Strength(start=0.0'),
@@ -321,6 +322,8 @@ PLACES = {
          "np.arange(used.sum())"),
     ],
     ("support/reading.py", "reading pseudo_label"): [
+        ("the first files for all", "rows = torch.randperm(len(source), generator="
+         "torch.Generator().manual_seed(0))[:limit]", "rows = torch.arange(len(source))[:limit]"),
         ("the teacher stays noised", "module.training = noised and not",
          "module.training = module.training and not"),
         ("a noised teacher's BatchNorm learns", "noised and not isinstance(module, nn.BatchNorm2d)",
@@ -655,6 +658,7 @@ PLACES = {
          "summary[name] = mean(measured, baseline=None)"),
     ],
     ("support/images.py", "images archives augment"): [
+        ("thumbnails of raw data", "or file.lower().endswith(RAW):", "or False:"),
         ("mean of another order", "(0.485, 0.456, 0.406)", "(0.406, 0.456, 0.485)"),
         ("crop of size / (size + 16)", "int(side * size / (size + 32))",
          "int(side * size / (size + 16))"),
@@ -697,6 +701,13 @@ PLACES = {
         ("ends within what is written at once", "written += int(lengths.sum())",
          "written = int(lengths.sum())"),
     ],
+    ("support/sources.py", "sources"): [
+        ("labels of other images", "part.pixels for part in (pool, *extra)",
+         "part.pixels for part in (*extra, pool)"),
+    ],
+    ("support/demo_images.py", "demo_images"): [
+        ("pictures of no class show one", '[*OTHER_SHAPES, "blend"]', '[*SHAPES, "blend"]'),
+    ],
     ("support/advice.py", "advice"): [
         ("guesses counted without ties", "torch.arange(correct, count + 1,",
          "torch.arange(correct + 1, count + 1,"),
@@ -717,6 +728,7 @@ PLACES = {
          "    if True:\n        paper |="),
     ],
     ("support/corruptions.py", "corruptions"): [
+        ("clouds as small as pixels", "decay**-octave", "decay**octave"),
         ("CIFAR's severities at all sizes", "224 / 32), 0), 1)", "224 / 32), 0), 0)"),
     ],
     ("support/predictions.py", "predictions"): [
@@ -735,6 +747,8 @@ PLACES = {
         ("the paper's sign turned", "mean(higher, seed) - mean(lower, seed)",
          "mean(lower, seed) - mean(higher, seed)"),
         ("two seeds decide", "if count < 3:", "if count < 2:"),
+        ("the higher side in orange", 'zip(contrast.sides, ("C0", "C1"), strict=True)',
+         'zip(contrast.sides, ("C1", "C0"), strict=True)'),
         ("both tails called reproduced", "decidable * 0.025", "decidable * 0.05"),
         ("controls among the claims", "(controls if contrast.control else claims)", "claims"),
     ],
@@ -758,6 +772,12 @@ PLACES = {
         ("labelled images of an earlier seed", "< (seed + 1) * labels", "< labels"),
         ("the same shares of the pool for each seed", "default_rng(seed)", "default_rng(0)"),
         ("runs go on without their teacher", "not builds_on(other, run)", "True"),
+        ("checkpoints chosen on the test set", "splits.labeled, splits.validation, pseudo",
+         "splits.labeled, splits.test, pseudo"),
+        ("a larger pool of other classes", '(pool == "in-domain")][: own.sum()]',
+         '(pool == "in-domain")]'),
+        ("columns exchanged", '"unique", "of_a_class", "of_these_right"',
+         '"unique", "of_these_right", "of_a_class"'),
     ],
     ("results/studies.py", "studies"): [
         ("seeds of two processors", 'and not here.items() <= found.items()', "and False"),
@@ -767,6 +787,14 @@ PLACES = {
         ("checkpoints of another processor",
          "files.digest(*here.values(), json.dumps(contents))[:8]", '"all"'),
         ("checkpoints of other images", "*here.values(), json.dumps(contents)", "*here.values()"),
+        ("table 6 spares the labelled images", '{"augment_unlabeled": False}',
+         '{"augment_labeled": False}'),
+        ("a share of the pool keeps as many images", 'TINY_LABELS["per_class"] // parts',
+         'TINY_LABELS["per_class"]'),
+        ("one teacher for all of figure 2", '("student", chain(student(arch), by=arch))',
+         '("student", chain(student(arch)))'),
+        ("finding 7 turned round", 'Contrast("ratio 7", "ratio 1")',
+         'Contrast("ratio 1", "ratio 7")'),
     ],
     ("results/thresholds.py", "thresholds"): [
         ("labelled images validate, too", "of_classes(whole.labeled, LABELS, None)",
@@ -780,6 +808,13 @@ PLACES = {
         ("trials of other numbers of classes", 'if row["classes"] == classes:', "if True:"),
         ("measured again", "if way in known:", "if False:"),
         ("of two processors", "if here.items() <= row.items()]", "]"),
+        ("students without the pool", "splits.validation, pseudo,", "splits.validation, None,"),
+        ("classes left aside are counted", 'found if found in splits.labeled.classes else ""',
+         "found"),
+    ],
+    ("results/summarize.py", "summarize"): [
+        ("flips in the place of errors", '"corruption error": "unnormalized_mce"',
+         '"corruption error": "unnormalized_mfr"'),
     ],
     ("results/check_labels.py", "check_labels"): [
         ("images of no class count as right", 'if truth[row["name"]]]', "]"),
