@@ -231,7 +231,9 @@ The checkpoint is the best on validation; the test set is read once a run, after
 1,000 test images a figure has a standard error of 1.6 points, and a difference within a seed about
 as much (FGSM: 500 images).
 
-    python results/studies.py --data DIR"""
+    python results/studies.py --data DIR
+
+DIR holds labeled, val and test with a folder for each class, pool, and pool-truth.csv."""
 BAR = "{desc}: {percentage:.0f}% |{bar:30}| {elapsed}, {remaining} left"
 
 

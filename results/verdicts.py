@@ -159,7 +159,9 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     measured = [[seed, str(len(one["runs"])), one["processor"], one["torch"],
                  ", ".join(dict.fromkeys(row["commit"] for row in one["runs"].values()))]
                 for seed, one in sorted(known["seeds"].items(), key=lambda item: int(item[0]))]
-    chance = f"{decidable * 0.025:.2f} of the {decidable}"
+    chance = (f"If nothing had any effect, chance alone would be expected to call "
+              f"{decidable * 0.025:.2f} of the {decidable} claims reproduced and as many "
+              "contradicted or not seen, some of them together: claims share runs. ")
     return "\n\n".join([
         "# The paper's tables and findings, measured on a small scale", about,
         f"In all {minutes / 60:.1f} hours of one core, without what was interrupted.",
@@ -169,12 +171,11 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
         "reproduced if that lies above zero, contradicted if below (not seen here, if the paper "
         "finds it only in some cases), and otherwise not decided.",
         table(["paper", "claim", "here", "verdict"], claims),
-        f"If nothing had any effect, chance alone would be expected to call {chance} claims "
-        "reproduced and as many contradicted or not seen, some of them together: claims share "
-        "runs. All seeds have the same images for validation and test and, where a study takes "
-        "all of it, the same pool: the intervals do not cover the choice of these.",
-        "Controls, which the paper does not claim; two things that should do equally well must "
-        f"differ by less than {BOUND:g} points, with the whole interval:",
+        chance * bool(decidable)
+        + "All seeds have the same images for validation and test and, where a study takes all of "
+        "it, the same pool: the intervals do not cover the choice of these.",
+        "Controls, which the paper does not claim; of two things said to do equally well the "
+        f"whole interval must lie within {BOUND:g} points of zero:",
         table(["paper", "control", "here", "verdict"], controls),
         "![Each study's runs](studies.png)",
         "By seed: test top-1 in percent. Images: chosen from the pool, without copies; of a class: "
