@@ -217,8 +217,10 @@ def contents(labeled: ImageSet, validation: ImageSet | None,
     found = {name: files.digest(images.digest(source), source.labels)
              for name, source in (("labeled", labeled), ("validation", validation)) if source}
     if pseudo is not None:
-        found["pseudo"] = files.digest(images.digest(pseudo.images), pseudo.kind,
-                                       sample(pseudo.targets), sample(pseudo.balanced))
+        known = pseudo.images.pixels is None and pseudo.settings.get(images.OF_POOL)
+        these = (known, pseudo.unique) if known else (images.digest(pseudo.images),)
+        found["pseudo"] = files.digest(*these, pseudo.kind, sample(pseudo.targets),
+                                       sample(pseudo.balanced))
     return found
 
 

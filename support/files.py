@@ -60,10 +60,10 @@ def write_rows(path: Path, rows: np.ndarray, first: int, total: int) -> None:
     """Put rows first, first + 1, ... of an array of `total` rows into its file, and flush to disk.
 
     Each process writes its own bytes and the same header. (A memory map would write whole pages,
-    and with them other processes' rows, as this machine saw them last.)
+    and with them other processes' rows, as this machine saw them last; NFS would, but for DSYNC.)
     """
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC, 0o666), "wb") as file:
             header = np.lib.format.header_data_from_array_1_0(rows)
             np.lib.format.write_array_header_1_0(file, header | {"shape": (total, *rows.shape[1:])})
             file.seek(first * rows[0].nbytes, os.SEEK_CUR)
@@ -119,6 +119,13 @@ def require_same(path: str | Path, found: dict, wanted: dict) -> None:
         elif known != value:
             raise InputError(f"{path} belongs to a run with other settings ({key}: {known!r:.70}, "
                              f"not {value!r:.70}): give what it was made with, or another output")
+
+
+def require_agreement(value: object) -> None:
+    """Return when every process has come here; InputError unless all of them give the same."""
+    if any(other != value for other in devices.gathered(value)):
+        raise InputError("the processes find different images or settings: they need the same "
+                         "disk, and nothing may be added meanwhile")
 
 
 def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> Path:

@@ -124,11 +124,11 @@ class LabelStore:
                 for name in ("unique", "balanced"):  # left over: their labels.json was removed
                     (self.folder / f"{name}.npy").unlink(missing_ok=True)
                 self._write("progress/settings.json", self.settings)
-        devices.wait_for_all()
+        files.require_agreement(self.settings)
 
     def complete(self) -> bool:
-        """Whether everything is there; another shard may complete it at any time."""
-        return (self.folder / "labels.json").exists()
+        """Whether all is done, perhaps by other shards. (On NFS exists() may be a minute late.)"""
+        return self.folder.is_dir() and "labels.json" in os.listdir(self.folder)
 
     def _write(self, name: str, contents: dict | np.ndarray | Callable) -> None:
         """Write a JSON, .npy or other file, whole or not at all; other shards may, too."""

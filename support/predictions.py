@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from torch import Tensor
 
-from support import devices, files, images
+from support import InputError, devices, files, images
 from support.images import ImageSet
 
 PART = 1_000  # images that are predicted together
@@ -35,8 +35,8 @@ def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Iterator[T
 
     predict: pseudo_label.predict_parts; found: model.Checkpoint.
     """
-    if devices.rank() > 0:
-        return
+    if devices.world_size() > 1:
+        raise InputError("--csv is for one process: start it without torchrun")
     files.make_folder(Path(path).parent)
     top, left_out = min(top, len(pool.classes)), []
     parts = [range(len(pool))[first: first + PART] for first in range(0, len(pool), PART)]

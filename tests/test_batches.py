@@ -281,6 +281,18 @@ def test_contents_tell_images_and_labels_apart(splits):
     assert found[0] == json.dumps(batches.contents(*variants[0]))
 
 
+def test_a_pool_that_was_just_compared_with_its_labels_is_not_looked_up_again(splits, monkeypatch):
+    """Of millions of files that would take hours."""
+    pool = dataclasses.replace(splits.unlabeled, pixels=None, files=tuple(map(str, range(60))))
+    pseudo = dataclasses.replace(tiny.pseudo_labels(splits.unlabeled), images=pool,
+                                 unique=np.arange(60), settings={images.OF_POOL: "a hash"})
+    monkeypatch.setattr(images.os, "stat", None)
+    found = batches.contents(splits.labeled, None, pseudo)
+    for change in {"settings": {images.OF_POOL: "another"}}, {"unique": np.arange(1, 61)}:
+        other = dataclasses.replace(pseudo, **change)
+        assert batches.contents(splits.labeled, None, other) != found
+
+
 # ---- Reading for training ----
 
 BATCHES = (torch.tensor([0, 1, 0]), torch.tensor([5, 2]), torch.tensor([0, 1, 0]))

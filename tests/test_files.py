@@ -13,6 +13,16 @@ import torch
 
 from support import InputError, files
 
+# ---- Several processes ----
+
+
+def test_processes_that_find_different_images_are_refused(monkeypatch):
+    files.require_agreement({"pool": "a"})
+    monkeypatch.setattr(files.devices, "gathered", lambda value: [value, {"pool": "b"}])
+    with pytest.raises(InputError, match="find different images or settings: they need the same"):
+        files.require_agreement({"pool": "a"})
+
+
 # ---- Written whole ----
 
 

@@ -34,6 +34,13 @@ def listed(teacher, pool, out, *flags):
                                        str(out), "--device", "cpu", "--workers", "0", *flags])
 
 
+def test_several_processes_do_not_wait_for_one_to_write_a_list(
+        teacher, pool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predictions.devices, "world_size", lambda: 2)
+    assert listed(teacher, pool, tmp_path / "list.csv") == 2
+    assert "--csv is for one process: start it without torchrun" in capsys.readouterr().err
+
+
 def test_each_image_is_listed_with_its_most_probable_classes(teacher, pool, tmp_path):
     assert listed(teacher, pool, tmp_path / "list.csv", "--top", "3") == 0
     head, *rows = table(tmp_path / "list.csv")
