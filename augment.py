@@ -45,9 +45,9 @@ class Strength(NamedTuple):
     signed: bool = False  # half of the draws are negative
 
 
-# authors: AutoAugment's scale ends at 10, and 27 is 2.7 times that; so in timm. Torchvision's ends
+# authors: AutoAugment's scale ends at 10: 27 is 2.7 times that, as in timm. Torchvision's ends
 # at 30: its 27 is 9 here.
-STRENGTHS = {  # beside each: its values for magnitudes 0 to 10; then the one that changes nothing
+STRENGTHS = {  # values from magnitude 0 to 10; behind the semicolon what changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
     # Posterize: bits kept, 1 to 4; 8. Solarize: first level inverted, 0 to 255, 0 at 10; 256.
@@ -229,7 +229,7 @@ def cutout(images: Tensor, centers: Tensor, half: Tensor) -> Tensor:
     They cover the image's rows and columns from center - half to center + half - 1.
     """
     y, x = coordinates(images)
-    row, column, half = (numbers.view(-1, 1, 1) for numbers in (*centers.unbind(1), half))
+    (row, column), half = centers.view(-1, 2, 1, 1).unbind(1), half.view(-1, 1, 1)
     rows = (row - half <= y) & (y < row + half)  # (N, H, 1)
     columns = (column - half <= x) & (x < column + half)  # (N, 1, W)
     mask = rows.to(torch.uint8) * columns.to(torch.uint8)
@@ -257,10 +257,10 @@ class RandAugment:
             value = level_to_value(name, self.magnitude, min(height, width))
             values.append((value, -value if strength.signed else value))
         shape = (self.num_ops,)  # of each image's numbers
-        drawn, sign = chance.randint(len(OPERATIONS), shape), chance.randint(2, shape)
-        value = torch.tensor(values, dtype=torch.float64)[drawn, sign]
+        operation, sign = chance.randint(len(OPERATIONS), shape), chance.randint(2, shape)
+        value = torch.tensor(values, dtype=torch.float64)[operation, sign]
         row, column = chance.randint(height, shape), chance.randint(width, shape)
-        return torch.stack([drawn, value, row, column], dim=2)
+        return torch.stack([operation, value, row, column], dim=2)
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         """uint8 (N, 3, H, W) -> uint8 (N, 3, H, W), with random numbers from a CPU generator."""
@@ -325,17 +325,17 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
         matrices = [matrix(name, value, height, width) for value in values.tolist()]
         faster = kernels.WARPS.get(name) if device.type == "cpu" else None
         return faster(images, matrices, EMPTY) if faster else warp(images, matrices)
+    if name == "Cutout" and device.type == "cpu":
+        return kernels.cutout(images, centers, values, EMPTY)
+    values = devices.send(values.float(), device)
     if name == "Cutout":
-        if device.type == "cpu":
-            return kernels.cutout(images, centers, values, EMPTY)
-        return cutout(images, *(devices.send(part.float(), device) for part in (centers, values)))
-    values = devices.send(values.float(), device).view(-1, 1, 1, 1)
+        return cutout(images, devices.send(centers.float(), device), values)
     if name in DEGENERATES:
-        return blend(DEGENERATES[name](images), images, values)
+        return blend(DEGENERATES[name](images), images, values.view(-1, 1, 1, 1))
     if name in ("Invert", "Posterize"):  # one instruction per pixel, cheaper than a look-up
-        return TABLES[name](images, images, values)
+        return TABLES[name](images, images, values.view(-1, 1, 1, 1))
     levels = torch.arange(256, dtype=torch.int32, device=device).view(1, 1, 256)
-    return kernels.look_up(images, TABLES[name](images, levels, values[..., 0]))
+    return kernels.look_up(images, TABLES[name](images, levels, values.view(-1, 1, 1)))
 
 
 # ---- The pipelines of training ----

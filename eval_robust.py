@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import augment
 from model import Checkpoint
-from support import archives, cli, corruptions, devices, files, reading, scores
+from support import archives, cli, corruptions, devices, files, reading, scores, weights
 from support.archives import ALEXNET_ERROR, ALEXNET_FLIP_RATE
 from support.images import ImageSet
 
@@ -68,7 +68,7 @@ def flip_rate(predictions: Tensor, noise: bool) -> float:
     """How often the prediction changes within a sequence, as a fraction (Hendrycks & Dietterich).
 
     predictions: (sequences, frames >= 2) classes; ValueError for another shape. Each frame is
-    compared with the one before it; of `noise`, which has no order, with the clean first.
+    compared with the one before it; of `noise`, which has no order, with the first, clean one.
     """
     predictions = torch.as_tensor(predictions)
     if predictions.ndim != 2 or predictions.shape[1] < 2 or not len(predictions):
@@ -185,18 +185,18 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
             return torch.cat([model(batch).argmax(1).cpu() for batch in pixels.split(batch_size)])
 
     def top1(attack: Callable, epsilon: float) -> float:
-        batches = (values[:half].split(batch_size) for values in (images, labels))
-        attacked = [attack(model, *batch, epsilon) for batch in zip(*batches, strict=True)]
+        batches = zip(*(part[:half].split(batch_size) for part in (images, labels)), strict=True)
+        attacked = [attack(model, pixels, truth, epsilon) for pixels, truth in batches]
         return 100 * (predict(torch.cat(attacked)) == labels[:half]).double().mean().item()
 
     errors, rates = {}, {}
-    for first, name in enumerate(bar(corruptions.SEVERITIES, "corruptions")):
-        corrupted, group = images.clone(), (torch.arange(len(images)) + first) % 5
-        for level in range(5):
-            part = images[group == level]
-            corrupted[group == level] = corruptions.corrupt(part, name, level + 1, generator)
+    for turn, name in enumerate(bar(corruptions.SEVERITIES, "corruptions")):
+        corrupted, severity = images.clone(), (torch.arange(len(images)) + turn) % 5 + 1
+        for level in range(1, 6):
+            fifth = severity == level
+            corrupted[fifth] = corruptions.corrupt(images[fifth], name, level, generator)
         wrong = (predict(corrupted) != labels).double()
-        errors[name] = [wrong[group == level].mean().item() for level in range(5)]
+        errors[name] = [wrong[severity == level].mean().item() for level in range(1, 6)]
     for name in bar(corruptions.PERTURBATIONS, "perturbations"):
         frames = corruptions.perturb(images[:sequences], name, generator)
         rates[name] = flip_rate(torch.stack([*map(predict, frames)], dim=1), "noise" in name)
@@ -224,13 +224,13 @@ def robustness(network: nn.Module, images: ImageSet, size: int, path: Path,
 
 
 def relative_to(teacher: dict | None, results: dict) -> dict:
-    """mCE and mFR with the teacher as baseline (not "relative mCE"); None if it has 0 or none."""
-    relative = {"teacher_normalized_mce": None, "teacher_normalized_mfr": None}
-    for name, mean, key in (("mce", mean_corruption_error, "corruption_error"),
-                            ("mfr", mean_flip_rate, "flip_rate")) if teacher else ():
+    """mCE and mFR relative to the teacher's (not "relative mCE"); None if it has 0 or none."""
+    def relative(mean: Callable, key: str) -> float | None:
         with contextlib.suppress(ZeroDivisionError):
-            relative[f"teacher_normalized_{name}"] = mean(results[key], baseline=teacher[key])
-    return relative
+            return mean(results[key], baseline=teacher[key]) if teacher else None
+
+    return {"teacher_normalized_mce": relative(mean_corruption_error, "corruption_error"),
+            "teacher_normalized_mfr": relative(mean_flip_rate, "flip_rate")}
 
 
 # ---- The released test sets ----
@@ -249,7 +249,7 @@ class Flags:
 
 
 def measure(model: FromPixels, source: archives.TestSet, flags: Flags, name: str) -> dict:
-    """One part of a test set: accuracies in percent, the flip rate as a fraction."""
+    """A part of a test set, or an epsilon: accuracies in percent, flip rate as a fraction."""
     if source.suite == "quick":
         images, labels = map(torch.cat, zip(*source.read(name, 2000), strict=True))
         return quick_suite(model, images, labels, batch_size=source.batch_size, progress="quick")
@@ -275,7 +275,7 @@ def main(flags: Flags, source: archives.TestSet,
     model = from_pixels(checkpoint.network(), machine.device)
     settings = vars(flags) | {key: vars(source)[key] for key in ("suite", "data_dir", "image_size")}
     settings |= {"arch": checkpoint.arch, "images": source.digest(),
-                 "checkpoint": files.digest(Path(flags.checkpoint).read_bytes())}
+                 "checkpoint": weights.fingerprint(checkpoint)}
     scores.keep(source.out, settings, source.names(), partial(measure, model, source, flags))
     scores.summarize(source.out, source.suite, mean_corruption_error, mean_flip_rate)
 

@@ -82,9 +82,9 @@ def train_phases(generation: Generation, learn: Callable[..., Path],
     else:
         pretrained = learn(replace(config, joint=False), f"{name}, pretrained", pseudo, start)
         # paper: does not say how; here: a tenth of the learning rate, for as long as before.
-        finetuned = replace(config, unlabeled_ratio=0, warmup_epochs=0.0,
-                            learning_rate=config.learning_rate / 10)
-        checkpoint = learn(finetuned, name, None, pretrained)
+        finetuning = replace(config, unlabeled_ratio=0, warmup_epochs=0.0,
+                             learning_rate=config.learning_rate / 10)
+        checkpoint = learn(finetuning, name, None, pretrained)
     if pixels := generation.fixed_resolution:
         fixed = train.resolution_fix(config, pixels)
         checkpoint = learn(fixed, f"{name}, {pixels} px", None, checkpoint)
@@ -116,10 +116,10 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         if teacher:  # step 2, on a pool without held-out images
             # paper: B0 selects the images, B7 and L2 label them (pseudo_label.py --images-of);
             # here: every teacher selects its own, since later ones label better.
-            found = Checkpoint.load(teacher)
-            advice.of_teacher(teacher.stem, found.val_top1, splits, allow_chance)
+            labeller = Checkpoint.load(teacher)
+            advice.of_teacher(teacher.stem, labeller.val_top1, splits, allow_chance)
             pseudo = pseudo_label.label(
-                found, splits.unlabeled, out / f"{files.slug(generation.name)}-labels",
+                labeller, splits.unlabeled, out / f"{files.slug(generation.name)}-labels",
                 generation.labelling, seed=generation.config.seed, machine=machine,
                 progress=f"{generation.name}: labelling")
             advice.of_labels(generation.name, pseudo, splits)
@@ -138,26 +138,26 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
     # paper: L2 meets ImageNet-C and -P before its fine-tuning (footnote 3); here: after it.
     rows = [test(generation, checkpoint, pseudo, control, splits.test, machine, robustness)
             for (generation, checkpoint, pseudo), control in zip(models, on_labels, strict=True)]
-    for robust in filter(None, (row["robustness"] for row in rows)):
+    for robust in [row["robustness"] for row in rows if row["robustness"]]:
         robust.update(eval_robust.relative_to(rows[0]["robustness"], robust))
     return {"seed": generations[0].config.seed, "notes": splits.notes, "generations": rows}
 
 
 def test(generation: Generation, checkpoint: Path, pseudo: PseudoLabels | None,
          control: Path | None, images: ImageSet, machine: devices.Machine, robust: bool) -> dict:
-    """A generation's row of the report; accuracies in percent."""
-    found, alone = Checkpoint.load(checkpoint), control and Checkpoint.load(control)
-    network, kept = found.network().to(machine.device), checkpoint.with_suffix("")
-    answers = train.answers(network, images, found.image_size, machine, min(5, len(images.classes)))
+    """A row of the report, in percent; control: the same model trained on the labels alone."""
+    tested, alone = Checkpoint.load(checkpoint), control and Checkpoint.load(control)
+    network, size = tested.network().to(machine.device), tested.image_size
+    top5 = train.answers(network, images, size, machine, min(5, len(images.classes)))
     return {
-        "name": generation.name, "arch": found.arch, "checkpoint": checkpoint.name,
-        "parameters": model.count_parameters(network), "image_size": found.image_size,
+        "name": generation.name, "arch": tested.arch, "checkpoint": checkpoint.name,
+        "parameters": model.count_parameters(network), "image_size": size,
         "unlabeled": pseudo and pseudo.counts, "pseudo_label_top1": pseudo and pseudo.top1,
-        "val_top1": found.val_top1, **report.figures(answers, images),
+        "val_top1": tested.val_top1, **report.figures(top5, images),
         "labels_only_test_top1": alone and train.accuracy(
             alone.network().to(machine.device), images, alone.image_size, machine),
-        "robustness": eval_robust.robustness(network, images, found.image_size, Path(
-            f"{kept}-robustness.json"), machine, generation.name) if robust else None,
+        "robustness": eval_robust.robustness(network, images, size, checkpoint.with_name(
+            f"{checkpoint.stem}-robustness.json"), machine, generation.name) if robust else None,
     }
 
 

@@ -3,7 +3,7 @@
 Noisy Student Training (section 3.1, "Architecture") takes EfficientNet (Tan & Le, 2019) as it is;
 its stochastic depth and its dropout are the two kinds of model noise of section 2.
 
-All are b0 at other widths, depths and resolutions ("compound scaling"). For b0 and 224x224:
+Every size is b0 at another width, depth and resolution ("compound scaling"). b0 at 224x224:
 
     images   (N, 3, 224, 224)
     stem     3x3 convolution, stride 2              (N,   32, 112, 112)
@@ -27,7 +27,7 @@ Stage 1 has no expansion. BatchNorm follows every convolution but the two of squ
 which have a bias; swish follows every BatchNorm but the projection's.
 
 Here and in the other files `# paper: ...; here: ...` (or `# authors: ...`, for their code) marks a
-deviation, mostly with its reason. Functions of support/kernels.py do what they are named, faster.
+deviation, mostly with its reason. Functions of support/kernels.py do what they say, faster.
 """
 
 import math
@@ -125,7 +125,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, images: Tensor, weight: Tensor | None = None,
                 bias: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W'); weight, bias (C',): with a BatchNorm folded in."""
-        (kernel, _), (stride, _), padding = self.kernel_size, self.stride, []
+        kernel, stride, padding = self.kernel_size[0], self.stride[0], []
         for size in (images.shape[3], images.shape[2]):  # left and right, top and bottom
             # SAME: ceil(size / stride) windows, and just the zeros that the last one needs. If
             # their number is odd, as at stride 2 for an even size, the extra one goes to the end.
@@ -143,10 +143,10 @@ class Block(nn.Module):
                  survival_prob: float):
         super().__init__()
         hidden, squeezed = inputs * expansion, max(1, inputs // 4)  # inputs / 4, not hidden / 4
-        self.residual, self.survival_prob = stride == 1 and inputs == outputs, survival_prob
-        self.expand = None
-        if expansion > 1:
-            self.expand, self.expand_norm = Conv2d(inputs, hidden, 1), BatchNorm(hidden)
+        self.residual = stride == 1 and inputs == outputs
+        self.survival_prob = survival_prob
+        self.expand = Conv2d(inputs, hidden, 1) if expansion > 1 else None
+        self.expand_norm = BatchNorm(hidden) if expansion > 1 else None
         self.depthwise = Conv2d(hidden, hidden, kernel, stride, groups=hidden)
         self.depthwise_norm = BatchNorm(hidden)
         self.squeeze, self.excite = nn.Conv2d(hidden, squeezed, 1), nn.Conv2d(squeezed, hidden, 1)
@@ -289,10 +289,10 @@ def load_pretrained(network: EfficientNet, state_dict: dict[str, Tensor],
     default those of the source that the keys imply. `fresh_classifier` keeps the network's own,
     untrained classifier, for other classes. InputError where a name or a shape does not fit.
     """
-    own, found = network.state_dict(), weights.our_names(state_dict)
+    own, given = network.state_dict(), weights.our_names(state_dict)
     if fresh_classifier:
-        found |= {key: own[key] for key in ("classifier.weight", "classifier.bias")}
-    weights.copy_weights(found, own)
+        given |= {key: own[key] for key in ("classifier.weight", "classifier.bias")}
+    weights.copy_weights(given, own)  # from `given` into the network
     return weights.imitate(network, conventions or weights.known_conventions(state_dict))
 
 
@@ -317,9 +317,9 @@ class Checkpoint:
 
         InputError if the file is missing, broken or does not fit: one line says which.
         """
-        with weights.read_checkpoint(path, arch) as found:
-            _, _, resolution, dropout = scaling(found["arch"])
-            checkpoint = cls(**{"image_size": resolution, "dropout": dropout} | found)
+        with weights.read_checkpoint(path, arch) as fields:
+            _, _, resolution, dropout = scaling(fields["arch"])
+            checkpoint = cls(**{"image_size": resolution, "dropout": dropout} | fields)
             with torch.device("meta"):  # computes nothing, but compares names and shapes
                 checkpoint.network()
         return checkpoint

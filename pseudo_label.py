@@ -77,7 +77,7 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
 
 def predict_parts(model: nn.Module, images: ImageSet | Tensor, parts: list[range],
                   noise: augment.RandAugment | None, seed: tuple, **more) -> Iterator[Tensor]:
-    """The same for each of `parts`, ranges of the images; more: for `reading.evaluate`."""
+    """`predict` for each of `parts`, ranges of the images; more: for `reading.evaluate`."""
     def classify(pixels: Tensor) -> Tensor:
         pixels = pixels if noise is None else noise(pixels)
         inputs = augment.normalize(pixels).contiguous(memory_format=torch.channels_last)
@@ -92,9 +92,8 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     """Which images to train on, and how often: the filter and the balance of section 3.1.
 
     "We then select images that have confidence of the label higher than 0.3. For each class, we
-    select at most 130K images that have the highest confidence. Finally, for classes that have
-    less than 130K images, we duplicate some images at random so that each class can have 130K
-    images."
+    select at most 130K images that have the highest confidence. Finally, for classes that have less
+    than 130K images, we duplicate some images at random so that each class can have 130K images."
 
     Of the n images of a class each appears per_class // n times, a random per_class % n of them
     once more. A class without any candidate is left out.
@@ -118,7 +117,7 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     # Each class's images over the threshold, as positions, most confident first, at most `wanted`.
     # authors: a histogram gives each class's cut-off, coin flips its copies; here: both are exact.
     # paper: "at random"; here: as evenly as it goes, so that chance favours no image.
-    random, chosen = np.random.default_rng(seed), [np.zeros(0, np.int64)]
+    random, chosen = np.random.default_rng(seed), []
     for positions in ranked(confidence, label, num_classes, threshold, wanted):
         if balance and len(positions):
             copies = np.full(len(positions), per_class // len(positions))
@@ -149,13 +148,12 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
           batch_size: int | None = None, progress: str | None = "labelling") -> PseudoLabels:
     """Algorithm 1, step 2: label a pool, filter and balance, and keep it all in the folder `out`.
 
-    What exists already is not made again; InputError if made with another teacher, pool
-    or settings. A class without any confident image is named in a warning and left out.
+    What exists is not made again; InputError if made with another teacher, pool or settings.
 
     Args:
         seed: decides the duplicates, and the noise of a noised teacher.
         held_out: see `predict`; in pass 1 these images get a confidence of zero.
-        images_of: earlier labels, whose images are labelled again, and no others (as the authors').
+        images_of: earlier labels, whose images are labelled again, and no others (authors).
         shard: "i/n" labels only shard i of n; raises label_store.Unfinished if others are missing.
     """
     batch_size = batch_size or reading.size_for(teacher.image_size)
@@ -168,23 +166,25 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     store = label_store.LabelStore(out, pool, settings, images_of, shard, progress)
     if store.complete():
         return store.finish()
-    predicted = partial(predict_parts, teacher.network().to(machine.device), noise=noise,
-                        image_size=teacher.image_size, size=batch_size, device=machine.device,
-                        workers=machine.workers)
+    run_teacher = partial(predict_parts, teacher.network().to(machine.device), noise=noise,
+                          image_size=teacher.image_size, size=batch_size, device=machine.device,
+                          workers=machine.workers)
+    if images_of is None:  # else the store copies that choice of images
+        confidence, guess = store.fill(
+            "pass 1", ("confidence", "class"), lambda rows: rows.max(dim=1), len(pool),
+            partial(run_teacher, pool, seed=(seed, 1), held_out=held_out))
 
     def choose() -> np.ndarray:  # of unreadable and held-out images the confidence is zero
-        per_class = how.per_class or max(1, np.count_nonzero(first[0]) // len(pool.classes))
-        return select(*first, len(pool.classes), how.threshold, per_class, seed, how.balance)
+        per_class = how.per_class or max(1, np.count_nonzero(confidence) // len(pool.classes))
+        return select(
+            confidence, guess, len(pool.classes), how.threshold, per_class, seed, how.balance)
 
-    if images_of is None:  # else the store copies that choice of images
-        first = store.fill("pass 1", ("confidence", "class"), lambda rows: rows.max(dim=1),
-                           len(pool), partial(predicted, pool, seed=(seed, 1), held_out=held_out))
     selected = pool.subset(torch.tensor(store.once(choose)))  # without the copies
     # authors: targets in float32; here: float16, where a peaked row's entries below 3e-8 become 0.
     store.fill(
         "pass 2", ("targets", "target_class"),
         lambda rows: (make_targets(rows, how.kind, how.temperature).half(), rows.argmax(dim=1)),
-        len(selected), partial(predicted, selected, seed=(seed, 2)))
+        len(selected), partial(run_teacher, selected, seed=(seed, 2)))
     return store.finish()
 
 

@@ -121,7 +121,7 @@ def recipe(arch: str) -> TrainConfig:
     one; for WIDTHxDEPTH, B7's settings at its own resolution and dropout.
     """
     # paper: gives the epochs of students; here: their teachers have as many.
-    width, depth, resolution, dropout = model.scaling(arch)
+    _, _, resolution, dropout = model.scaling(arch)
     magnitude, long = MAGNITUDES.get(arch, 27), arch in ("b0", "b1", "b2", "b3", "b4")
     return TrainConfig(
         arch=arch, image_size=resolution, dropout=dropout,
@@ -251,8 +251,8 @@ def answers(network: nn.Module, images: ImageSet, image_size: int, machine: devi
 def accuracy(network: nn.Module, images: ImageSet, image_size: int,
              machine: devices.Machine) -> float:
     """Top-1 accuracy in percent on clean, centre-cropped images."""
-    found = answers(network, images, image_size, machine)[:, 0]
-    return 100 * (found == images.labels).double().mean().item()
+    predicted = answers(network, images, image_size, machine)[:, 0]
+    return 100 * (predicted == images.labels).double().mean().item()
 
 
 def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = None,
@@ -269,7 +269,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         start: a checkpoint with the initial weights (finding 8); None: from scratch.
         checkpoint_steps: between two states to resume from; None: 1/20 of the run, at most 500.
         log_steps: steps between two lines of the log, a file beside the checkpoint.
-        loop: the loop that this training is a stage of; its log is used then.
+        loop: the loop that this training belongs to; its log is used then.
 
     Raises:
         InputError: sizes do not fit, or the run to continue had another configuration.
@@ -289,8 +289,8 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
 
     network = build_model(config, len(labeled.classes))
     if initial:
-        fresh = weights.check_start(start, initial, config, labeled.classes)
-        model.load_pretrained(network, initial.weights, fresh, initial.conventions)
+        fresh_classifier = weights.check_start(start, initial, config, labeled.classes)
+        model.load_pretrained(network, initial.weights, fresh_classifier, initial.conventions)
     network.checkpoint_blocks = machine.checkpoint_blocks
     network = network.to(device, memory_format=torch.channels_last).train()  # the faster layout
     average, best = ModelEMA(network, config.ema_decay), Best()
@@ -305,7 +305,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     for step, batch in run.steps(reader):  # B labelled images, then r * B pseudo-labelled ones
         # Dropout and stochastic depth draw from it: a resumed run ends with the same weights.
         devices.manual_seed(batches.seed_of(config.seed, 3, step, devices.rank()), device)
-        rate, results = learning_rate(step, config), []
+        rate, to_log = learning_rate(step, config), []
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
@@ -320,14 +320,14 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
                 loss = joint_loss(logits, micro_batch.labels, micro_batch.targets,
                                   config.label_smoothing, config.normalization)
                 (loss / config.accumulation_steps).backward()
-            results.append((loss.detach(), logits.detach(), replace(micro_batch, images=None)))
+            to_log.append((loss.detach(), logits.detach(), replace(micro_batch, images=None)))
         optimizer.step()
         average.update(network, step)
         devices.finish_step(device)
 
         if run.due("log", step):
             run.log(step, epoch=round(step / config.steps_per_epoch, 3), learning_rate=rate,
-                    **batches.describe(results))
+                    **batches.describe(to_log))
         if run.due("evaluate", step):
             # authors: the last average; here: the one that is best on validation images.
             top1 = None

@@ -4,8 +4,8 @@
     python results/studies.py --data DIR --only finding-3 --seeds 0     one study, one seed
 
 A study is a claim of the paper, some runs, and the one contrast that decides on it, which was
-written here before its difference was measured. A run is a chain of generations, as in iterate.py,
-on one of the pools. Only runs of one seed are compared: they share their teachers, and their n-th
+written here before it was measured. A run is a chain of generations, as in iterate.py, on one
+of the pools. Only runs of one seed are compared: they share their teachers, and their n-th
 generations start from the same weights if they have the same architecture. studies.json holds what
 was measured: the same command goes on from there, and results/verdicts.py makes studies.md and
 studies.png from it alone.
@@ -15,6 +15,7 @@ what the pool's images show: it serves to form pools of one origin, never to tra
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ import train
 from iterate import Generation
 from pseudo_label import Labelling
 from results import verdicts
+from results.check_labels import read_truth
 from results.measure import Run, measure_all, missing, processor, read_all, read_splits
 from results.verdicts import Contrast, Study
 from support import InputError, cli, files, images, plans
@@ -63,7 +65,7 @@ EVENLY, AS_IT_IS = {"per_class": 8_000}, {"balance": False}
 LARGEST = "0.75x0.5"
 SIZES = SMALLER, ARCH, LARGER, LARGEST
 LONG = BASE.epochs * 3
-# It sees as many images as a student, which has three pseudo-labelled ones for each labelled one.
+# As many images as a student sees, with three pseudo-labelled ones for each labelled one.
 AS_MANY_IMAGES = Run((replace(teacher(), config=replace(
     BASE, epochs=BASE.epochs * (1 + BASE.unlabeled_ratio))),))
 
@@ -119,8 +121,8 @@ STUDIES = {
         "4.1", Contrast("Noisy Student", "student w/o Aug, SD, Dropout", figure="loss_gap"),
         TABLE_6),
     "table-6-small": Study(
-        "without noise the student is worse with a small pool, too (the paper has no RandAugment "
-        "there; here as above)", "4.1, table 6, 1.3M",
+        "without noise the student is worse with a small pool, too (the paper has no "
+        "RandAugment there; here as above)", "4.1, table 6, 1.3M",
         Contrast("Noisy Student", "student w/o Aug, SD, Dropout"), table_6(8)),
     "table-7": Study(
         "a second iteration improves on the first", "4.2, table 7",
@@ -129,8 +131,8 @@ STUDIES = {
         "three iterations are better than one with as many steps as all three", "4.2, table 7",
         Contrast("iteration 3", "iteration 1, three times the steps", control=True), ITERATIONS),
     "figure-2": Study(
-        "with equal teacher and student the method helps (the paper: at every size; here: on the "
-        "mean of four)", "3.2, figure 2",
+        "with equal teacher and student the method helps (the paper: at every size; here: on "
+        "the mean of four)", "3.2, figure 2",
         Contrast(tuple(f"{arch}, student" for arch in SIZES),
                tuple(f"{arch}, supervised" for arch in SIZES)),
         {f"{arch}, {name}": run for arch in SIZES for name, run in (
@@ -192,8 +194,8 @@ STUDIES = {
             ("p", "perturbations (its flip rate)", "3.3, table 5", "flips"),
             ("fgsm", "FGSM at epsilon 4", "3.4, figure 4", "fgsm"))},
     "threshold": Study(
-        "leaving out images of low confidence, usually out of domain, helps (the paper: together "
-        "with balancing)", "2, 3.1",
+        "leaving out images of low confidence, usually out of domain, helps (the paper: "
+        "together with balancing)", "2, 3.1",
         Contrast("threshold 0.3", "threshold 0"),  # higher ones leave few images of some classes
         {f"threshold {value:g}": chain(student(labels={"threshold": value, "per_class": None}))
          for value in (0.0, 0.3, 0.6, 0.9)} | {"0.3, only the 200 most confident": NOISY}),
@@ -213,23 +215,23 @@ ROBUST = {run.key for name, study in STUDIES.items() if name.startswith("robustn
 HERE = Path(__file__).resolve().parent
 STEPS = replace(BASE, labeled_images=200).total_steps
 ABOUT = f"""\
-Tiny-ImageNet-10: ten classes of ImageNet with 20 labelled images each, new ones for each of five
-seeds, 500 images for validation, 1,000 for the test, and a pool of 8,000, of which 6,000 show none
-of the classes; all at {BASE.image_size} pixels. Unless a run says otherwise teacher and student are
-a {ARCH}, trained for {STEPS:,} steps of {BASE.batch_size} labelled images, a student's with
-{BASE.unlabeled_ratio} pseudo-labelled ones for each, from the {plans.TINY_LABELS["per_class"]}
-most confident of each class. Table 6 has one for each, as in the paper; a share of the pool has its
-share of the {plans.TINY_LABELS["per_class"]}; finding 3 has no threshold, finding 5 no limit for a
-class, the study of thresholds one of 800. (The plan's 200 was chosen on validation, partly with
-labelled images of the first two seeds.) Fine-tuning after pretraining has as many steps again, with
-labelled images alone, at a tenth of the learning rate, which was not tuned. Few as the steps are,
-each pseudo-labelled image is seen many times even at a ratio of 1, and a network that learns
-against noise may not have converged. {ARCH} is EfficientNet-B0 with 0.35 of its width and half its
-depth.
+Tiny-ImageNet-10: ten classes of ImageNet with 20 labelled images each, new ones for each of
+five seeds, 500 images for validation, 1,000 for the test, and a pool of 8,000, of which 6,000
+show none of the classes; all at {BASE.image_size} pixels. Unless a run says otherwise teacher
+and student are a {ARCH}, trained for {STEPS:,} steps of {BASE.batch_size} labelled images, a
+student's with {BASE.unlabeled_ratio} pseudo-labelled ones for each, from the
+{plans.TINY_LABELS["per_class"]} most confident of each class. Table 6 has one for each, as in
+the paper; a share of the pool has its share of the {plans.TINY_LABELS["per_class"]}; finding 3
+has no threshold, finding 5 no limit for a class, the study of thresholds one of 800. (The
+plan's 200 was chosen on validation, partly with labelled images of the first two seeds.)
+Fine-tuning after pretraining has as many steps again, with labelled images alone, at a tenth
+of the learning rate, which was not tuned. Few as the steps are, each pseudo-labelled image is
+seen many times even at a ratio of 1, and a network that learns against noise may not have
+converged. {ARCH} is EfficientNet-B0 with 0.35 of its width and half its depth.
 
-The checkpoint is the best on validation; the test set is read once a run, after all choices. With
-1,000 test images a figure has a standard error of 1.6 points, and a difference within a seed about
-as much (FGSM: 500 images).
+The checkpoint is the best on validation; the test set is read once a run, after all choices.
+With 1,000 test images a figure has a standard error of 1.6 points, and a difference within a
+seed about as much (FGSM: 500 images).
 
     python results/studies.py --data DIR
 
@@ -260,6 +262,11 @@ def measure(flags: Flags) -> None:
         raise InputError(f"--only {unknown[0]}: choose from {', '.join(STUDIES)}")
     seeds = flags.seeds or range(5)
     splits = read_splits(flags.data, flags.labels, BASE.image_size, seed=max(seeds))
+    truth = read_truth(f"{flags.data}/pool-truth.csv")
+    if unknown := [name for name in splits.unlabeled.files if Path(name).name not in truth]:
+        raise InputError(f"{flags.data}/pool-truth.csv: {unknown[0]} is not in it")
+    if file.suffix != ".json":
+        raise InputError(f"--results {file}: give a name that ends in .json")
     here = {"processor": processor(), "torch": torch.__version__}
     contents = images.digests(read_all(flags.data, BASE.image_size)) | {"labels": flags.labels}
     known = json.loads(file.read_text()) if file.exists() else {"images": contents, "seeds": {}}
@@ -270,8 +277,10 @@ def measure(flags: Flags) -> None:
     folder /= files.digest(*here.values(), json.dumps(contents))[:8]
     files.make_folder(folder)
     wanted = {run.key: run for name in names for run in STUDIES[name].runs.values()}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True,
-                            capture_output=True).stdout.strip()
+    commit = ""
+    if shutil.which("git"):
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True,
+                                capture_output=True).stdout.strip()
     waiting: dict[tuple, Run] = {}
     for seed in seeds:
         fresh = here | {"runs": {}}
@@ -288,6 +297,7 @@ def measure(flags: Flags) -> None:
     whole = {place: run.costs(splits.sizes) for place, run in waiting.items()}
     costs = {(seed, key): whole[seed, key] - (run.before.costs(splits.sizes) if run.before else 0)
              for (seed, key), run in waiting.items()}
+    failed = len(costs)
     bar = tqdm(total=sum(costs.values()), desc=f"{len(costs)} trainings", bar_format=BAR)
     try:
         for seed, run, row in measure_all(
@@ -295,11 +305,14 @@ def measure(flags: Flags) -> None:
             known["seeds"][str(seed)]["runs"][run.key] = row | {"commit": commit}
             files.write_json(file, known)
             bar.update(costs[seed, run.key])
+            failed -= 1
     finally:
         bar.close()
         if file.exists():
             file.with_suffix(".md").write_text(verdicts.page(STUDIES, known, ABOUT))
             verdicts.draw(STUDIES, known, file.with_suffix(".png"))
+    if failed:
+        raise InputError(f"{failed} runs have failed, or build on one that has: see above")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 """
 
 import functools
-import json
 import operator
 import statistics
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from support import InputError, cli
+from support import InputError, cli, files
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,12 @@ def draw(reports: list[dict], file: str) -> None:
 
 
 def main(flags: Flags) -> None:
-    reports = [json.loads(Path(file).read_text()) for file in flags.reports]
+    reports = [files.read_json(Path(file)) for file in flags.reports]
     for file, report in zip(flags.reports, reports, strict=True):
         if "generations" not in report:
             raise InputError(f"{file} is no report.json of iterate.py")
+        if len(report["generations"]) != len(reports[0]["generations"]):
+            raise InputError(f"{file} has another number of generations than {flags.reports[0]}")
     seeds = ", ".join(str(report["seed"]) for report in reports)
     generations = [*zip(*(report["generations"] for report in reports), strict=True)]
     robust = all(row.get("robustness") for rows in generations for row in rows)

@@ -135,6 +135,7 @@ def main(flags: Flags) -> None:
         raise InputError(f"--classes {min(unknown)}: choose from 2, 5 and 10")
     torch.set_num_threads(1)
     whole, file = read_all(flags.data, BASE.image_size), Path(flags.results)
+    files.make_folder(file.parent)
     classes_of = read_truth(f"{flags.data}/pool-truth.csv")
     here = {"processor": processor(),
             "images": files.digest(*images.digests(whole).values())[:16]}

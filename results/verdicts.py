@@ -8,8 +8,8 @@ interval (Student's t).
     not seen here   the same for what the paper finds only in some cases
     not decided     it holds zero
 
-A control, which the paper does not claim, holds or does not hold. Where it says that two things are
-equally good, the interval must lie within BOUND points of zero, or outside.
+A control, which the paper does not claim, holds or does not hold. Where it says that two things
+are equally good, the interval must lie within BOUND points of zero, or outside.
 """
 
 import math
@@ -122,7 +122,7 @@ def in_words(found: Sequence[float]) -> str:
 
 
 def section(studies: Mapping[str, Study], known: Mapping) -> str:
-    """The part of the page on studies of the same runs: their claims, the runs, each contrast."""
+    """The part of the page on studies of the same runs: these, and each claim's contrast."""
     rows = rows_of([*studies.values()][0], known)
     seeds = sorted({seed for values in rows.values() for seed in values}, key=int)
     figures = {study.contrast.figure for study in studies.values()} - {"test_top1", "loss_gap"}
@@ -132,14 +132,14 @@ def section(studies: Mapping[str, Study], known: Mapping) -> str:
         by_seed = [f"{values[seed]['test_top1']:.1f}" if seed in values else "-" for seed in seeds]
         lines.append([run, *by_seed, spread(tops), *(
             spread([row.get(key) for row in values.values()]) for key in columns.values())])
-    parts = [f"## {', '.join(studies)}",
-             table(["run", *(f"seed {seed}" for seed in seeds), "mean +- std", *columns], lines)]
+    heads = ["run", *(f"seed {seed}" for seed in seeds), "mean +- std", *columns]
+    parts = [f"## {', '.join(studies)}", table(heads, lines)]
     for study in studies.values():
         found = differences(study.contrast, rows)
         each = ", ".join(f"{value:+.2f} ({seed})" for seed, value in found.items())
-        said = (f"Section {study.section}: {study.claim}. {study.contrast}, "
-                f"{FIGURES[study.contrast.figure]}: {in_words([*found.values()])}; by seed {each}: "
-                f"**{verdict(study.contrast, [*found.values()])}**.")
+        values, figure = [*found.values()], FIGURES[study.contrast.figure]
+        said = (f"Section {study.section}: {study.claim}. {study.contrast}, {figure}: "
+                f"{in_words(values)}; by seed {each}: **{verdict(study.contrast, values)}**.")
         parts.append(f"{said} {study.note}".strip())
     return "\n\n".join(parts)
 
@@ -166,21 +166,21 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
         "# The paper's tables and findings, measured on a small scale", about,
         f"In all {minutes / 60:.1f} hours of one core, without what was interrupted.",
         table(["seed", "runs", "processor", "torch", "commit"], measured),
-        "A difference is paired within the seeds and has the paper's sign; in brackets, from three "
-        "seeds on, is the 95 % confidence interval of its mean (Student's t). A claim is "
-        "reproduced if that lies above zero, contradicted if below (not seen here, if the paper "
-        "finds it only in some cases), and otherwise not decided.",
+        "A difference is paired within the seeds and has the paper's sign; in brackets, from "
+        "three seeds on, is the 95 % confidence interval of its mean (Student's t). A claim is "
+        "reproduced if that lies above zero, contradicted if below (not seen here, if the "
+        "paper finds it only in some cases), and otherwise not decided.",
         table(["paper", "claim", "here", "verdict"], claims),
         chance * bool(decidable)
-        + "All seeds have the same images for validation and test and, where a study takes all of "
-        "it, the same pool: the intervals do not cover the choice of these.",
+        + "All seeds have the same images for validation and test and, where a study takes all "
+        "of it, the same pool: the intervals do not cover the choice of these.",
         "Controls, which the paper does not claim; of two things said to do equally well the "
         f"whole interval must lie within {BOUND:g} points of zero:",
         table(["paper", "control", "here", "verdict"], controls),
         "![Each study's runs](studies.png)",
-        "By seed: test top-1 in percent. Images: chosen from the pool, without copies; of a class: "
-        "those of them that show one of the classes; correct: their pseudo labels. Losses: in "
-        "training, over its last tenth. A row's mean is over its own seeds.",
+        "By seed: test top-1 in percent. Images: chosen from the pool, without copies; of a "
+        "class: those of them that show one of the classes; correct: their pseudo labels. "
+        "Losses: in training, over its last tenth. A row's mean is over its own seeds.",
         *sections]) + "\n"
 
 
@@ -190,8 +190,8 @@ def draw(studies: Mapping[str, Study], known: Mapping, file: Path) -> None:
              if differences(study.contrast, rows := rows_of(study, known))}
     high = max(1, -(-len(shown) // 3))
     figure = Figure(figsize=(15, 2.7 * high), layout="constrained")
-    figure.suptitle("A dot for each seed, a line for their mean; where a claim holds, blue lies to "
-                    "the right of orange")
+    figure.suptitle("A dot for each seed, a line for their mean; where a claim holds, blue lies "
+                    "to the right of orange")
     panels = figure.subplots(high, 3, squeeze=False).flatten()
     for panel in panels[len(shown):]:
         panel.set_axis_off()

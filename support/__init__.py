@@ -29,6 +29,11 @@
 None of them imports an essay.
 """
 
+import os
+
+if os.name != "posix":
+    raise SystemExit("These scripts need Linux, or macOS; on Windows: WSL")
+
 
 class InputError(ValueError):
     """What the user gave cannot be used. One line: what is wrong, where, and what to do."""

@@ -38,8 +38,8 @@ def before(splits: Splits, generations: Sequence, allowed: bool) -> None:
     for epochs, warmup in sorted({(one.config.epochs, one.config.warmup_epochs)
                                   for one in generations}):
         if warmup > epochs / 2:
-            warn(splits.notes, f"of {epochs:g} epochs the learning rate rises for {warmup:g}: give "
-                 "a smaller --warmup-epochs, too")
+            warn(splits.notes, f"of {epochs:g} epochs the learning rate rises for {warmup:g}: "
+                 "give a smaller --warmup-epochs, too")
     for threshold in sorted({one.labelling.threshold for one in generations[1:]}):
         if 0 < threshold < 1 / classes:
             warn(splits.notes, f"--threshold {threshold} filters nothing: with {classes} classes "
@@ -48,7 +48,7 @@ def before(splits: Splits, generations: Sequence, allowed: bool) -> None:
 
 
 def of_labelling(given: dict) -> None:
-    """InputError if, of the given fields of pseudo_label.Labelling, one leaves another unread."""
+    """InputError if one of the given fields of pseudo_label.Labelling leaves another unread."""
     if given.get("kind") == "hard" and "temperature" in given:
         raise InputError("--temperature is of soft pseudo labels: leave it out, or give "
                          "--pseudo-labels soft")

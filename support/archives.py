@@ -105,13 +105,15 @@ class TestSet:
         # One's own images are told from others by all files of their folder.
         files.require_place(self.out, [] if "-" in self.suite else [self.data_dir])
         attacks = self.suite in ("fgsm", "pgd", "quick")
-        count = self.batch_size or (reading.size_to_attack if attacks else reading.size_for)(size)
-        return replace(self, classes=classes, image_size=size, workers=workers, batch_size=count,
+        most = reading.size_to_attack if attacks else reading.size_for
+        return replace(self, classes=classes, image_size=size, workers=workers,
+                       batch_size=self.batch_size or most(size),
                        data_dir=str(Path(self.data_dir).resolve()))
 
     def names(self) -> list[str]:
         """The parts to measure."""
-        return [f"{epsilon:g}" for epsilon in self.epsilon or ()] or [*PARTS[self.suite]]
+        found = dict.fromkeys(f"{epsilon:g}" for epsilon in self.epsilon or ())  # each once
+        return [*(found or PARTS[self.suite])]
 
     def digest(self) -> str:
         """A hash of the names and sizes of the user's own images; "" for a released archive."""

@@ -60,10 +60,11 @@ def write_rows(path: Path, rows: np.ndarray, first: int, total: int) -> None:
     """Put rows first, first + 1, ... of an array of `total` rows into its file, and flush to disk.
 
     Each process writes its own bytes and the same header. (A memory map would write whole pages,
-    and with them other processes' rows, as this machine saw them last; NFS would, but for DSYNC.)
+    and with them other processes' rows as this machine saw them last; so would NFS without DSYNC.)
     """
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC, 0o666), "wb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_DSYNC
+        with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
             header = np.lib.format.header_data_from_array_1_0(rows)
             np.lib.format.write_array_header_1_0(file, header | {"shape": (total, *rows.shape[1:])})
             file.seek(first * rows[0].nbytes, os.SEEK_CUR)

@@ -72,8 +72,8 @@ def list_images(folder: str | Path) -> list[str]:
     found = list(walk(folder))
     images = [file for file in found if is_image(file)]
     if others := sorted(set(found) - set(images)):
-        say_once(f"{folder}: {len(others)} files left out that cannot be read as images (HEIC and "
-                 f"a camera's raw data: convert them to JPEG): {first_names(others)}")
+        say_once(f"{folder}: {len(others)} files left out that cannot be read as images (HEIC "
+                 f"and a camera's raw data: convert them to JPEG): {first_names(others)}")
     return images
 
 

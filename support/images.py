@@ -133,7 +133,7 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
     upright: turned as its EXIF data says. (Published test sets are not, by their protocols.)
     """
     try:
-        if not os.path.isfile(file) or file.lower().endswith(RAW):  # Pillow would wait for a pipe
+        if not os.path.isfile(file) or file.lower().endswith(RAW):  # a pipe would never end
             raise ValueError("not a regular file, or a camera's raw data")
         with Image.open(file, formats=FORMATS) as image:
             image.load()  # turns a TIFF, and removes its orientation

@@ -127,7 +127,7 @@ class LabelStore:
         files.require_agreement(self.settings)
 
     def complete(self) -> bool:
-        """Whether all is done, perhaps by other shards. (On NFS exists() may be a minute late.)"""
+        """Whether all is done, perhaps by others. (On NFS exists() may be a minute late.)"""
         return self.folder.is_dir() and "labels.json" in os.listdir(self.folder)
 
     def _write(self, name: str, contents: dict | np.ndarray | Callable) -> None:
@@ -243,8 +243,8 @@ class LabelStore:
                        + images.first_names(left_out[:3]) + ", ..." * (len(lost) > 3))
         empty = [name for name, n in zip(classes, per_class["unique"], strict=True) if n == 0]
         if empty:
-            tqdm.write(f"no pseudo label for {', '.join(empty)}: the student learns these classes "
-                       "from the labels alone")
+            tqdm.write(f"no pseudo label for {images.first_names(empty)}: the student learns these "
+                       "classes from the labels alone")
         right = (label == truth[unique])[truth[unique] >= 0]
         return {"counts": counts, "top1": 100 * float(right.mean()) if len(right) else None,
                 "per_class": per_class, "left_out": left_out}

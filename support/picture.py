@@ -88,9 +88,11 @@ def draw(report: dict, labels: PseudoLabels, logged: dict, shown: list, path: Pa
     accuracy.set(title="Accuracy by generation", ylabel="top-1 (%)")
     accuracy.legend()
 
-    # Names as matplotlib can draw them: no formulas, and bytes that are not text escaped.
-    classes = [name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    # Names as matplotlib can draw them: short, no formulas, and bytes that are not text escaped.
+    classes = [" ".join(name.encode(errors="backslashreplace").decode().split())
                for name in labels.images.classes]
+    classes = [name if len(name) < 25 else f"{name[:22]}..." for name in classes]
+    classes = [name.replace("$", r"\$") for name in classes]
     counts = {"pool, as the teacher labels it": labels.per_class["pool"],
               "after filter and balance": labels.per_class["balanced"]}
     if len(classes) <= 30:

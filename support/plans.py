@@ -61,9 +61,9 @@ CIFAR = FEW_LABELS | {
     "learning_rate": 0.004, "ema_decay": 0.999, "epochs": 200.0, "evaluate_epochs": 10.0,
     "precision": "bfloat16",
 }
-# authors: their recipe for SVHN, with `extra` as the pool: 97.9 % for the teacher, 98.6 % for the
-# student; here: but for what the essays note, the same, on 69,257 images (--val-per-class 400) as
-# many steps. Their decay would end at 0.0002 per 256 images if it began after 5 epochs of warm-up.
+# authors: their recipe for SVHN, with `extra` as the pool: 97.9 % for the teacher, 98.6 % for
+# the student; here: the same but for what the essays note, and on 69,257 images (--val-per-class
+# 400) as many steps. Their decay would end at 0.0002 if it began after the warm-up's 5 epochs.
 SVHN = {
     "arch": "b0", "image_size": 32, "small_images": True, "rand_augment_operations": 2,
     "rand_augment_magnitude": 5.0, "flip": False, "batch_size": 128, "unlabeled_ratio": 5,

@@ -194,8 +194,8 @@ def read_training(flags, image_size: int,
     if (flags.unlabeled is None) != (flags.pseudo_label_dir is None):
         raise InputError("--unlabeled and --pseudo-label-dir go together: give both or neither")
     if flags.pseudo_labels and not flags.pseudo_label_dir:
-        raise InputError("--pseudo-labels says of what kind those in --pseudo-label-dir must be: "
-                         "give both, or leave it out")
+        raise InputError("--pseudo-labels says of what kind those in --pseudo-label-dir must "
+                         "be: give both, or leave it out")
     if flags.fixed_resolution and not flags.start_from:
         raise InputError("--fixed-resolution needs --start-from: the network to fine-tune")
     if flags.fixed_resolution and flags.unlabeled:

@@ -83,8 +83,9 @@ def _unwrapped(contents: object) -> dict[str, Tensor]:
         return isinstance(value, dict) and value and all(
             isinstance(weight, Tensor) for weight in value.values())
 
-    if is_state(contents):  # of a network that was distributed, all names begin with "module."
-        return {name.removeprefix("module."): weight for name, weight in contents.items()}
+    if is_state(contents):  # of a network that was distributed, or compiled, names begin so
+        return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): weight
+                for name, weight in contents.items()}
     if not isinstance(contents, dict):
         raise InputError(f"it holds a {type(contents).__name__}, not a state dict")
     found = [key for key, value in contents.items() if is_state(value)]
@@ -144,6 +145,8 @@ def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
     """Copy a state dict into another, or raise InputError if a name or a shape does not fit, or a
     weight is not a finite number.
     """
+    count = torch.zeros((), dtype=torch.int64)  # of batches, which old files lack
+    found = {key: count for key in own if key.endswith(".num_batches_tracked")} | dict(found)
     problems = [f"{key} is missing" for key in own.keys() - found.keys()]
     problems += [f"{key} is unknown" for key in found.keys() - own.keys()]
     problems += [

@@ -347,6 +347,11 @@ def test_tiny_imagenet_c(evaluate, checkpoints, tmp_path):
     assert results["summary"] == {"images": 2, "unnormalized_mce": 50.0, "top1": 50.0}
 
 
+def test_an_epsilon_given_twice_is_measured_once():
+    source = archives.TestSet("fgsm", "", "", epsilon=[1, 0.5, 1])
+    assert source.names() == ["1", "0.5"] and len(archives.TestSet("fgsm", "", "").names()) == 6
+
+
 @pytest.mark.parametrize("wrong", [("--epsilon", "-4"), ("--epsilon", "nan"),
                                    ("--step-size", "0"), ("--step-size", "-1")])
 def test_an_attack_of_no_size_is_refused(evaluate, checkpoints, tmp_path, wrong):

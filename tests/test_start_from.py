@@ -171,12 +171,20 @@ def test_weights_of_another_kind_of_network_are_one_line(splits, tmp_path):
         tiny.run(STILL, splits, tmp_path / "a.pt", students=False, start=tmp_path / "resnet.pth")
 
 
-def test_weights_of_a_distributed_network_have_plain_names(tmp_path):
+@pytest.mark.parametrize("before", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_a_distributed_or_compiled_network_have_plain_names(before, tmp_path):
     state = model.efficientnet("0.25x0.5", 10).state_dict()
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    torch.save({"state_dict": {f"{before}{key}": value for key, value in state.items()}},
                tmp_path / "distributed.pth")
     found = model.Checkpoint.load(tmp_path / "distributed.pth", "0.25x0.5")
     assert found.weights.keys() == state.keys()
+
+
+def test_old_weights_need_not_count_their_batches():
+    network = randomise(model.efficientnet("0.25x0.5", 10))
+    old = {key: value for key, value in network.state_dict().items() if "num_batches" not in key}
+    loaded = model.load_pretrained(model.efficientnet("0.25x0.5", 10), old)
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in old.items())
 
 
 # ---- The loop ----

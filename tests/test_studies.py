@@ -395,9 +395,9 @@ def test_two_runs_at_once_each_after_the_one_before_it(chain, tmp_path):
 @pytest.fixture
 def command(monkeypatch, tmp_path, data):
     """studies.main with runs that cost nothing; what was measured is in `command.seen`."""
-    def main(*only, seeds=(0,), here="some", labels=2, results="studies.json"):
+    def main(*only, seeds=(0,), here="some", labels=2, results="studies.json", failing=0):
         def measure_all(waiting, processes, place, labels, folder, robust):
-            for (seed, key), run in waiting.items():
+            for (seed, key), run in [*waiting.items()][failing:]:
                 run.checkpoint(seed, folder).touch()
                 main.seen.append((seed, key))
                 top1 = float(np.frombuffer(key.encode(), np.uint8).mean()) + seed
@@ -445,6 +445,24 @@ def test_two_processes_at_one_results_file_are_refused(command, tmp_path):
     with files.lock(tmp_path, tmp_path / "studies.json.lock"):
         with pytest.raises(InputError, match="another process is at this run"):
             command("finding-3")
+
+
+def test_a_pool_of_which_not_all_is_known_is_refused_before_anything_is_trained(
+        command, monkeypatch):
+    monkeypatch.setattr(studies, "read_truth", lambda file: {"0.png": "cat"})
+    with pytest.raises(InputError, match="pool-truth.csv: .*png is not in it"):
+        command("finding-6")
+    assert not command.seen
+
+
+def test_a_page_does_not_take_the_place_of_its_results(command):
+    with pytest.raises(InputError, match="give a name that ends in .json"):
+        command("finding-6", results="studies.md")
+
+
+def test_a_command_whose_runs_failed_is_no_success(command):
+    with pytest.raises(InputError, match="1 runs have failed, or build on one that has"):
+        command("finding-6", failing=1)
 
 
 def test_an_unknown_study_is_refused(command):

@@ -74,6 +74,13 @@ def test_the_curves_are_drawn(reports, tmp_path):
     assert (saturation > 100).sum() > 500  # axes and letters are black or grey
 
 
+def test_runs_of_other_lengths_are_not_summarised_together(reports):
+    found = json.loads(Path(reports[1]).read_text())
+    Path(reports[1]).write_text(json.dumps(found | {"generations": found["generations"][:1]}))
+    with pytest.raises(InputError, match="1.json has another number of generations than .*0.json"):
+        summarize.main(summarize.Flags(reports))
+
+
 def test_a_json_that_is_no_report_is_named(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match="other.json is no report.json"):
