@@ -102,8 +102,8 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         robustness: also run eval_robust.quick_suite on test images.
         allow_chance: only warn of a teacher that guesses; False: raise InputError.
     """
-    stages = outline.stages(generations, splits.sizes, labels_only, train_phases, model.scaling)
-    loop = outline.Loop(out / "log.jsonl", stages)
+    phases = outline.phases(generations, splits.sizes, labels_only, train_phases, model.scaling)
+    loop = outline.Loop(out / "log.jsonl", phases)
 
     def learn(config: train.TrainConfig, name: str, pseudo: PseudoLabels | None,
               start: str | Path | None) -> Path:

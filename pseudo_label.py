@@ -70,8 +70,8 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
     Returns (M, num_classes) float32 on the CPU; rows of unreadable or held-out files are zero.
     """
     (rows,) = predict_parts(
-        model, images, [range(len(images))], noise, seed, image_size=image_size, size=batch_size,
-        device=device, workers=workers, progress=progress, held_out=held_out)
+        model, images, [range(len(images))], noise, seed, image_size=image_size,
+        batch_size=batch_size, device=device, workers=workers, progress=progress, held_out=held_out)
     return rows
 
 
@@ -84,7 +84,7 @@ def predict_parts(model: nn.Module, images: ImageSet | Tensor, parts: list[range
         return model(inputs).float().softmax(dim=1)
 
     with reading.evaluation_mode(model, noised=noise is not None):
-        yield from reading.evaluate(classify, images, parts, chance=seed if noise else None, **more)
+        yield from reading.evaluate(classify, images, parts, seed=seed if noise else None, **more)
 
 
 def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshold: float = 0.3,
@@ -167,8 +167,8 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     if store.complete():
         return store.finish()
     run_teacher = partial(predict_parts, teacher.network().to(machine.device), noise=noise,
-                          image_size=teacher.image_size, size=batch_size, device=machine.device,
-                          workers=machine.workers)
+                          image_size=teacher.image_size, batch_size=batch_size,
+                          device=machine.device, workers=machine.workers)
     if images_of is None:  # else the store copies that choice of images
         confidence, guess = store.fill(
             "pass 1", ("confidence", "class"), lambda rows: rows.max(dim=1), len(pool),

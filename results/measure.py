@@ -57,8 +57,8 @@ class Run:
 
     def costs(self, sizes: tuple[int, int, int]) -> float:
         """The relative cost of all its trainings. sizes: Splits.sizes."""
-        stages = outline.stages(self.generations, sizes, False, iterate.train_phases, scaling)
-        return sum(stage.images * stage.cost for stage in stages)
+        phases = outline.phases(self.generations, sizes, False, iterate.train_phases, scaling)
+        return sum(phase.images * phase.cost for phase in phases)
 
 
 @cache

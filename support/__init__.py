@@ -18,7 +18,7 @@
     predictions.py    tables of predictions and of pseudo labels, for people
     weights.py        files of weights, and what other libraries call each weight
     plans.py          the generations of the small plans, and why they are as they are
-    outline.py        what a loop will do: its stages, images and hours
+    outline.py        what a loop will do: its phases, images and hours
     advice.py         warnings as soon as a fault is known
     cli.py            command lines from dataclasses; errors as one line
     report.py         the tables at the end of a loop; picture.py: its curves, bars and images

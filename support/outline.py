@@ -1,4 +1,4 @@
-"""What a loop will do, before it does it: its stages, their images, and the hours they take."""
+"""What a loop will do, before it does it: its phases, their images, and the hours they take."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ SIZES = {"demo": (80, 10, 6_000), "svhn": (65_937, 10, 531_131),
          "table6-1.3m": (*IMAGENET[:2], 1_300_000)}
 
 
-class Stage(NamedTuple):
+class Phase(NamedTuple):
     """One training of a loop."""
 
     name: str
@@ -32,8 +32,8 @@ class Stage(NamedTuple):
         return self.steps * self.images_a_step
 
 
-def stages(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool,
-           train_phases: Callable, scaling: Callable) -> list[Stage]:
+def phases(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool,
+           train_phases: Callable, scaling: Callable) -> list[Phase]:
     """All trainings in their order: every generation, then those on the labels alone.
 
     Args:
@@ -44,11 +44,11 @@ def stages(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool
     (labeled, classes, pool), found = sizes, []
 
     def learn(config, name: str, pseudo: bool | None, start: object) -> None:
-        """Note a phase as a stage, instead of training it."""
+        """Note a phase instead of training it."""
         steps = replace(config, labeled_images=labeled).total_steps
         kinds = (config.joint or not pseudo) + (config.unlabeled_ratio if pseudo else 0)
         width, depth, *_ = scaling(config.arch)
-        found.append(Stage(name, config.arch, config.image_size, steps, config.batch_size * kinds,
+        found.append(Phase(name, config.arch, config.image_size, steps, config.batch_size * kinds,
                            width**2 * depth * config.image_size**2))
 
     for number, generation in enumerate(generations):
@@ -75,11 +75,11 @@ def align(lines: list[list]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
-def table(found: Sequence[Stage]) -> str:
-    """One line per stage."""
+def table(found: Sequence[Phase]) -> str:
+    """One line per phase."""
     return align([
         ["training", "model", "pixels", "steps", "images a step", "images", "labels made"],
-        *([*stage[:5], stage.images, stage.labels_made] for stage in found)])
+        *([*phase[:5], phase.images, phase.labels_made] for phase in found)])
 
 
 def outline(plan: str, generations: Sequence, flags, source, train_phases: Callable,
@@ -93,9 +93,9 @@ def outline(plan: str, generations: Sequence, flags, source, train_phases: Calla
     labeled, classes, pool = SIZES.get(plan, IMAGENET)
     labeled = classes * source.labels_per_class if source.labels_per_class else labeled
     pool = source.unlabeled_images or pool
-    found = stages(generations, (labeled, classes, pool), flags.labels_only, train_phases, scaling)
-    trained = sum(stage.images for stage in found)
-    labelled = sum(stage.labels_made or 0 for stage in found)
+    found = phases(generations, (labeled, classes, pool), flags.labels_only, train_phases, scaling)
+    trained = sum(phase.images for phase in found)
+    labelled = sum(phase.labels_made or 0 for phase in found)
     own = source.dataset or source.labeled or source.train
     text = [f"plan {plan}: {labeled:,} labelled images of {classes:,} classes, a pool of {pool:,}"
             + " (assumed: a dry run reads no images)" * bool(own),
@@ -126,22 +126,22 @@ def _changes(generation, recipe: Callable, student: bool) -> str:
 class Loop:
     """What the runs of a loop share: a log, and how long all that remains will take.
 
-    Making it prints the stages.
+    Making it prints the phases.
     """
 
-    def __init__(self, log: Path, found: Sequence[Stage]):
+    def __init__(self, log: Path, found: Sequence[Phase]):
         images.say_once(f"\n{table(found)}\n")
-        self.log, self.names, self.said = log, [stage.name for stage in found], False
+        self.log, self.names, self.said = log, [phase.name for phase in found], False
         self.ended = set()  # names of those that this process has ended
-        self.costs = [stage.images * stage.cost for stage in found]
+        self.costs = [phase.images * phase.cost for phase in found]
 
     def left(self, name: str, share: float, whole: float) -> str:
-        """"stage 2 of 5, all done in 1 h 20 min", if stage `name` takes `whole` seconds and `share`
+        """"phase 2 of 5, all done in 1 h 20 min", if phase `name` takes `whole` seconds and `share`
         of it is done.
         """
         number = self.names.index(name)
         rest = sum(self.costs[number:]) / self.costs[number] - share
-        text = f"stage {number + 1} of {len(self.names)}, all done in {duration(whole * rest)}"
+        text = f"phase {number + 1} of {len(self.names)}, all done in {duration(whole * rest)}"
         if not self.said:
             self.said = True
             images.say_once(f"{name}: {text} (about, after {whole * share:.0f} s). Less: "

@@ -42,7 +42,7 @@ def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Iterator[T
     parts = [range(len(pool))[first: first + PART] for first in range(0, len(pool), PART)]
     predicted = predict(
         found.network().to(machine.device), pool, parts, None, (), image_size=found.image_size,
-        size=None, device=machine.device, workers=machine.workers, progress="predicting",
+        batch_size=None, device=machine.device, workers=machine.workers, progress="predicting",
         held_out=frozenset())
     head = ["file", *(f"{word}{'' if rank == 1 else f'_{rank}'}"
                       for rank in range(1, top + 1) for word in ("class", "probability"))]

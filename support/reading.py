@@ -158,8 +158,8 @@ def answers(predict: Callable[[ImageSet], Tensor], source: ImageSet, k: int) -> 
 
 @torch.no_grad()
 def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
-             parts: Sequence[range], *, image_size: int, size: int | None,
-             device: torch.device | str, workers: int, chance: tuple[int, ...] | None,
+             parts: Sequence[range], *, image_size: int, batch_size: int | None,
+             device: torch.device | str, workers: int, seed: tuple[int, ...] | None,
              progress: str | None = None,
              held_out: frozenset[bytes] | None = None) -> Iterator[Tensor]:
     """For each of `parts`, ranges of the images, the rows (M, ...) of function(batch), on the CPU.
@@ -167,8 +167,8 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
     The images are clean, and one reader, which is ahead, serves all parts.
 
     Args:
-        size: images per batch; None: what `size_for` says.
-        chance: numbers that, with the part's first image and the batch's number in it, seed the
+        batch_size: images per batch; None: what `size_for` says.
+        seed: numbers that, with the part's first image and the batch's number in it, seed the
             random numbers of `function`; None: it draws none.
         held_out: see `clean`; the rows of images that are not usable are zero.
     """
@@ -179,7 +179,7 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
         image_size = source.pixels.shape[-1]
     if image_size is None:
         raise InputError("images that are files need an image_size, in pixels")
-    size = max(1, min(size or size_for(image_size), len(source)))
+    size = max(1, min(batch_size or size_for(image_size), len(source)))
     size += -size % devices.mesh_size(device)
     order = (rows for part in parts for rows in torch.arange(part.start, part.stop).split(size))
     reader = clean(source, order, image_size, workers, held_out)
@@ -192,8 +192,8 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
                 usable.append(good)
                 if len(good) < size and device.type == "xla":  # filled up: it compiles once
                     batch = F.pad(batch, (0, 0) * 3 + (0, size - len(good)))
-                seed = None if chance is None else (*chance, part.start, number)
-                with devices.own_chance(device, seed):
+                numbers = None if seed is None else (*seed, part.start, number)
+                with devices.own_chance(device, numbers):
                     results.append(devices.collect(function(devices.place(batch, device))))
                 devices.finish_step(device)
                 bar.update(len(good))

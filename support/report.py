@@ -115,7 +115,7 @@ def class_table(report: dict) -> str:
 
 
 def time_table(report: dict) -> str:
-    """Minutes by stage; empty where the log is lost."""
+    """Minutes by phase; empty where the log is lost."""
     lines = [[name, seconds / 60] for name, seconds in report.get("seconds", {}).items()]
     return align([["training", "minutes"], *lines]) if lines else ""
 

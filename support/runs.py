@@ -53,7 +53,7 @@ class Run:
         steps: how many there are.
         every: for each of "log", "evaluate" and "save", the steps from one to the next.
         name: of the run, in the log and before the progress bar.
-        loop: the one this run is a stage of; its log replaces the one beside the checkpoint.
+        loop: the one this run is a phase of; its log replaces the one beside the checkpoint.
     """
 
     def __init__(self, out: str | Path, settings: dict, steps: int, *, every: dict[str, int],

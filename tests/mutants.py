@@ -332,10 +332,10 @@ PLACES = {
          "isinstance(fingerprint, str)"),
         ("the mode does not come back", "module.training = mode\n", "pass\n"),
         ("rows out of place", "rows[~torch.cat(usable)] = 0", "pass"),
-        ("each part with the first one's noise", "(*chance, part.start, number)",
-         "(*chance, number)"),
-        ("each batch of a part with the same noise", "(*chance, part.start, number)",
-         "(*chance, part.start)"),
+        ("each part with the first one's noise", "(*seed, part.start, number)",
+         "(*seed, number)"),
+        ("each batch of a part with the same noise", "(*seed, part.start, number)",
+         "(*seed, part.start)"),
     ],
     ("train.py", "published train batches"): [
         ("loss summed over images", ".sum(1).mean()\n\n\ndef joint_loss", ".sum(1).sum()\n\n\n"

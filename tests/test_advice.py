@@ -135,15 +135,15 @@ def test_the_loop_stops_at_a_teacher_that_guesses_and_goes_on_when_told_to(tmp_p
 
 
 def test_the_time_that_is_left_counts_the_stages_after_this_one(tmp_path, capsys):
-    """Stages of 100, 300 and 100 images: after half of the first in 50 s another 450 s."""
-    stages = [outline.Stage(name, "b0", 32, count, 1) for name, count in (
+    """Phases of 100, 300 and 100 images: after half of the first in 50 s another 450 s."""
+    phases = [outline.Phase(name, "b0", 32, count, 1) for name, count in (
         ("teacher", 100), ("student 1", 300), ("student 1, labels only", 100))]
-    loop = outline.Loop(tmp_path / "log.jsonl", stages)
-    assert loop.left("teacher", 0.5, 100.0) == "stage 1 of 3, all done in 8 min"  # 450 s
-    assert loop.left("student 1", 0.5, 300.0) == "stage 2 of 3, all done in 4 min"  # 250 s
-    assert loop.left("student 1, labels only", 1.0, 100.0) == "stage 3 of 3, all done in 0 s"
+    loop = outline.Loop(tmp_path / "log.jsonl", phases)
+    assert loop.left("teacher", 0.5, 100.0) == "phase 1 of 3, all done in 8 min"  # 450 s
+    assert loop.left("student 1", 0.5, 300.0) == "phase 2 of 3, all done in 4 min"  # 250 s
+    assert loop.left("student 1, labels only", 1.0, 100.0) == "phase 3 of 3, all done in 0 s"
     said = capsys.readouterr().out
-    assert said.count("--no-labels-only") == 1 and "teacher: stage 1 of 3" in said
+    assert said.count("--no-labels-only") == 1 and "teacher: phase 1 of 3" in said
 
 
 def test_larger_networks_and_images_take_longer():
@@ -152,7 +152,7 @@ def test_larger_networks_and_images_take_longer():
     changes = {"arch": "1x1", "image_size": 32}
     generations = [iterate.replace(one, config=iterate.replace(one.config, **changes | more))
                    for one, more in ((teacher, {}), (student, {"arch": "2x0.5", "image_size": 64}))]
-    first, second = outline.stages(generations, (80, 10, 100), False, iterate.train_phases,
+    first, second = outline.phases(generations, (80, 10, 100), False, iterate.train_phases,
                                    iterate.model.scaling)
     assert second.cost / first.cost == pytest.approx(8)
 

@@ -120,9 +120,10 @@ def test_pseudo_labels_are_made_as_the_plan_and_the_flags_say(flags, expected, t
         made.append((teacher, how))
         raise InputError("far enough")
 
-    place, short = SHORT.index("--threshold"), [*SHORT]
-    if "--no-filter" in flags:  # with which no threshold goes
-        del short[place: place + 2]
+    short = [*SHORT]
+    for flag, other in ("--no-filter", "--threshold"), ("--no-balance", "--per-class"):
+        if flag in flags:  # with which the other does not go
+            del short[short.index(other): short.index(other) + 2]
     with mock.patch.object(pseudo_label, "label", stop):
         assert run(*short, *flags, "--epochs", "1", "--out", tmp_path / "r") == 2
     teacher, how = made[0]

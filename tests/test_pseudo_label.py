@@ -82,10 +82,10 @@ def test_the_teacher_sees_the_central_square_of_files(tmp_path):
     assert torch.equal(teacher.shown[0][0], augment.normalize(square[None])[0])
 
 
-def test_all_batches_have_one_shape_and_none_but_the_images_count():
+def test_the_last_batch_holds_what_is_left_and_the_size_of_batches_changes_nothing():
     teacher, pool = Linear(), small_pool(20)
     probabilities = pseudo_label.predict(teacher, pool, batch_size=8)
-    assert [len(batch) for batch in teacher.shown] == [8, 8, 8]
+    assert [len(batch) for batch in teacher.shown] == [8, 8, 4]
     torch.testing.assert_close(probabilities, pseudo_label.predict(teacher, pool))
 
 
@@ -93,7 +93,7 @@ def test_all_batches_have_one_shape_and_none_but_the_images_count():
 def test_batches_of_large_images_are_smaller(side):
     teacher = Linear(side, classes=2)
     pseudo_label.predict(teacher, torch.zeros(130, 3, side, side, dtype=torch.uint8))
-    assert [len(batch) for batch in teacher.shown] == {8: [130], 256: [125, 125]}[side]
+    assert [len(batch) for batch in teacher.shown] == {8: [130], 256: [125, 5]}[side]
 
 
 @pytest.mark.parametrize(("dropout", "survival_prob"), [(0.5, 1.0), (0.0, 0.5)])

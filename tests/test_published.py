@@ -436,8 +436,8 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
     def label(teacher, pool, out, how, *, seed, **rest):
         assert pool is splits.unlabeled
         labelled.append((teacher.name, how, seed))
-        return SimpleNamespace(counts={}, top1=None, number=len(labelled),
-                               per_class={"pool": [1] * 10})
+        labels = dataclasses.make_dataclass("Labels", "counts top1 number per_class images".split())
+        return labels({}, None, len(labelled), {"pool": [1] * 10}, pool)
 
     def load(path):
         return SimpleNamespace(name=path.stem, arch="", image_size=32, val_top1=None,
@@ -501,7 +501,7 @@ def test_imagenet_c_and_p_are_resized_as_a_whole(suite, pixels, tmp_path, monkey
     file.parent.mkdir(parents=True)
     views[0].save(file, format="PNG")  # of the video the name is enough
     monkeypatch.setattr(archives, "_decode_video", lambda file, frames: views)
-    source = archives.TestSet(suite, str(tmp_path), "", image_size=96,
+    source = archives.TestSet(suite, str(tmp_path), "", 64, image_size=96,
                               classes=tuple(archives.IMAGENET["wnids"]))
     ((images, labels),) = source.read(part)
     resized = [np.asarray(view.resize((96, 96), Image.Resampling.BICUBIC)) for view in views]

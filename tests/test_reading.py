@@ -190,8 +190,8 @@ def test_a_noised_teacher_keeps_the_statistics_of_batch_norm():
 
 
 def rows_of(function, source, size, parts=None, chance=None, held_out=None):
-    return reading.evaluate(function, source, parts or [range(6)], image_size=96, size=size,
-                            device="cpu", workers=0, chance=chance, held_out=held_out)
+    return reading.evaluate(function, source, parts or [range(6)], image_size=96, batch_size=size,
+                            device="cpu", workers=0, seed=chance, held_out=held_out)
 
 
 def test_few_of_many_files_are_drawn_from_all_of_them(tmp_path):
@@ -218,8 +218,8 @@ def test_a_function_gets_each_image_once_and_nothing_else_whatever_the_size_of_a
 
 def test_files_without_a_size_are_one_clear_line(filed):
     with pytest.raises(InputError, match="images that are files need an image_size"):
-        next(reading.evaluate(len, filed, [range(6)], image_size=None, size=None, device="cpu",
-                              workers=0, chance=None))
+        next(reading.evaluate(len, filed, [range(6)], image_size=None, batch_size=None,
+                              device="cpu", workers=0, seed=None))
 
 
 @pytest.mark.parametrize("source", ["files", "memory"])

@@ -129,7 +129,7 @@ def test_the_report_holds_the_curves_whose_best_point_is_the_checkpoint(run):
         assert list(steps) == sorted(set(steps)) and max(top1) == row["val_top1"]
 
 
-def test_the_report_holds_what_happened_to_each_class_and_how_long_each_stage_took(run):
+def test_the_report_holds_what_happened_to_each_class_and_how_long_each_phase_took(run):
     found = json.loads((run / "report.json").read_text())
     assert len(found["classes"]) == 10 and list(found["seconds"]) == [
         "teacher", "student 1", "student 2"]

@@ -171,7 +171,7 @@ def test_a_finished_run_says_so(tmp_path, capsys):
 
 def test_a_loop_is_not_told_of_what_it_has_finished_itself(tmp_path, capsys):
     """Students of one architecture share their model on the labels alone."""
-    loop = outline.Loop(tmp_path / "log.jsonl", [outline.Stage("count", "b0", 32, 3, 1)])
+    loop = outline.Loop(tmp_path / "log.jsonl", [outline.Phase("count", "b0", 32, 3, 1)])
     run = make_run(tmp_path / "a.pt", total=3, loop=loop)
     run.resume(network=Counter())
     assert len([*run.steps([[1]] * 3)]) == 3
