@@ -126,7 +126,7 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
         start = teacher if generation.from_teacher else generation.start_from
         # paper: does not say whether a fine-tuned model labels; here: it does.
         teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assignment: step 4
-        models.append((generation, teacher, pseudo and replace(pseudo, images=None)))
+        models.append((generation, teacher, pseudo and replace(pseudo, images=None)))  # its counts
 
     # The same loop without the pool; last: what it trained last, at first the teacher.
     on_labels, last = [None] * len(models), models[0][1]
