@@ -10,6 +10,7 @@ this was chosen on validation (results/).
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -201,7 +202,7 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
 
     load: model.Checkpoint.load; flags: iterate.Flags.
     """
-    parameters = []
+    parameters, load = [], cache(load)  # most generations start from the same file
     for generation in generations:
         if (file := generation.start_from) and not generation.from_teacher:
             found = load(file, generation.config.arch)
