@@ -4,6 +4,7 @@ A run is a chain of generations on a pool. Only its last generation is trained h
 that lacks it as its teacher: so runs that begin alike share what they begin with.
 """
 
+import csv
 import json
 import os
 import platform
@@ -27,7 +28,6 @@ import pseudo_label
 import train
 from iterate import Generation
 from model import Checkpoint, scaling
-from results.check_labels import read_truth, shares
 from support import InputError, datasets, devices, files, images, outline, sources
 from support.label_store import PseudoLabels
 
@@ -61,11 +61,27 @@ class Run:
         return sum(phase.images * phase.cost for phase in phases)
 
 
+def read_table(file: Path) -> list[dict]:
+    """The lines of a CSV file about images, each with the image's name."""
+    with open(file, newline="") as lines:
+        return [row | {"name": Path(row["file"]).name} for row in csv.DictReader(lines)]
+
+
+@cache
+def read_truth(data: str) -> dict[str, str]:
+    """The class of each image of the pool by its name; empty: none of the classes."""
+    return {row["name"]: row["class"] for row in read_table(Path(data, "pool-truth.csv"))}
+
+
 @cache
 def read_all(data: str, size: int) -> images.Splits:
-    """All images, at `size` pixels."""
+    """All images, at `size` pixels; InputError if an image of the pool has no truth."""
     folders = {name: f"{data}/{name}" for name in ("labeled", "val", "test")}
-    return sources.read_folders(sources.Source(unlabeled=f"{data}/pool", **folders), size)
+    splits = sources.read_folders(sources.Source(unlabeled=f"{data}/pool", **folders), size)
+    if unknown := [file for file in splits.unlabeled.files
+                   if Path(file).name not in read_truth(data)]:
+        raise InputError(f"{data}/pool-truth.csv: {unknown[0]} is not in it")
+    return splits
 
 
 @cache
@@ -81,13 +97,13 @@ def read_splits(data: str, labels: int, size: int, pool: str = "all",
     rows = [(whole.labeled.labels == label).nonzero().flatten() for label in classes]
     if len(fewest := min(rows, key=len)) < (seed + 1) * labels:
         raise InputError(f"{data}/labeled: seed {seed} needs {(seed + 1) * labels} images of each "
-                         f"class, {labels} of them new ones, but one has {len(fewest)}: give fewer "
-                         "--labels, or lower --seeds")
+                         f"class, {labels} of them new ones, but one has {len(fewest)}: give "
+                         "lower --seeds")
     in_turn = torch.cat([of_class.roll(-seed * labels) for of_class in rows])
     splits = replace(whole, labeled=datasets.split(whole.labeled.subset(in_turn), labels, 0)[0])
     if pool == "all":
         return splits
-    truth = read_truth(f"{data}/pool-truth.csv")
+    truth = read_truth(data)
     own = np.array([bool(truth[Path(file).name]) for file in splits.unlabeled.files])
     rows = np.random.default_rng(seed).permutation(len(own))
     if "/" in pool:
@@ -95,6 +111,20 @@ def read_splits(data: str, labels: int, size: int, pool: str = "all",
     else:
         rows = rows[own[rows] == (pool == "in-domain")][: own.sum()]
     return replace(splits, unlabeled=splits.unlabeled.subset(torch.tensor(np.sort(rows))))
+
+
+def shares(folder: Path, truth: dict[str, str]) -> dict[str, float]:
+    """Of the images chosen in a folder of labels: their number; in percent how many show one of the
+    classes, how many of these are labelled correctly, and how many of a student's images, copies
+    counted, are right. truth: see `read_truth`.
+    """
+    chosen = read_table(folder / "labels.csv")
+    own = [row for row in chosen if truth[row["name"]]]
+    right = [row for row in own if truth[row["name"]] == row["class"]]
+    copies = [sum(int(row["copies"]) for row in rows) for rows in (right, chosen)]
+    return {"unique": len(chosen), "of_a_class": 100 * len(own) / len(chosen),
+            "of_these_right": 100 * len(right) / max(len(own), 1),
+            "right_with_copies": 100 * copies[0] / copies[1]}
 
 
 def measure(run: Run, seed: int, data: str, labels: int, folder: Path, robust: bool) -> dict:
@@ -127,9 +157,7 @@ def measure(run: Run, seed: int, data: str, labels: int, folder: Path, robust: b
     losses = [line for line in lines if "loss_unlabeled" in line]
     found = {name: row[name] for name in ("val_top1", "test_top1")}
     if pseudo:
-        of_labels = "unique", "of_a_class", "of_these_right", "right_with_copies"
-        right = shares(out.with_suffix(""), read_truth(f"{data}/pool-truth.csv"))
-        found |= dict(zip(of_labels, right, strict=True))
+        found |= shares(out.with_suffix(""), read_truth(data))
     for name in "loss_labeled", "loss_unlabeled":  # over the last tenth of the training
         last = [line[name] for line in losses[-max(1, len(losses) // 10):]]
         found[name] = float(np.mean(last)) if last else None
@@ -143,13 +171,11 @@ def measure(run: Run, seed: int, data: str, labels: int, folder: Path, robust: b
 
 def processor() -> str:
     """The kind of this machine's processor: others round differently, and give other figures."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
     about = dict(re.findall(r"^(.*?)\s*: (.*)$", text, re.M))
     return ", ".join(f"{name} {about[name]}" for name in ("model name", "cpu family", "model")
-                     if name in about)
+                     if name in about) or platform.machine()
 
 
 def missing(wanted: Iterable[Run], seed: int, known: Mapping, folder: Path) -> dict[tuple, Run]:

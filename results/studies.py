@@ -29,7 +29,6 @@ import train
 from iterate import Generation
 from pseudo_label import Labelling
 from results import verdicts
-from results.check_labels import read_truth
 from results.measure import Run, measure_all, missing, processor, read_all, read_splits
 from results.verdicts import Contrast, Study
 from support import InputError, cli, files, images, plans
@@ -220,9 +219,10 @@ ROBUST = {run.key for name, study in STUDIES.items() if name.startswith("robustn
 # ---- The command ----
 
 HERE = Path(__file__).resolve().parent
-STEPS = replace(BASE, labeled_images=200).total_steps
+LABELS = 20  # labelled images of each class and seed
+STEPS = replace(BASE, labeled_images=10 * LABELS).total_steps
 ABOUT = f"""\
-Tiny-ImageNet-10: ten classes of ImageNet with 20 labelled images each, new ones for each of
+Tiny-ImageNet-10: ten classes of ImageNet with {LABELS} labelled images each, new ones for each of
 five seeds, 500 images for validation, 1,000 for the test, and a pool of 8,000, of which 6,000
 show none of the classes; all at {BASE.image_size} pixels. Unless a run says otherwise teacher
 and student are a {ARCH}, trained for {STEPS:,} steps of {BASE.batch_size} labelled images, a
@@ -251,7 +251,6 @@ class Flags:
     """Measure what is missing in studies.json, and make the page"""
 
     data: cli.Folder  # labeled, val, test, pool, and pool-truth.csv
-    labels: cli.Count = 20  # labelled images of each class and seed
     only: list[str] | None = None  # names of studies (default: all)
     seeds: list[cli.Whole] | None = None  # default: 0 1 2 3 4
     runs: cli.Folder = "runs/studies"  # checkpoints and labels, which later runs build on
@@ -268,18 +267,14 @@ def measure(flags: Flags) -> None:
     if unknown := [name for name in names if name not in STUDIES]:
         raise InputError(f"--only {unknown[0]}: choose from {', '.join(STUDIES)}")
     seeds = flags.seeds or range(5)
-    splits = read_splits(flags.data, flags.labels, BASE.image_size, seed=max(seeds))
-    truth = read_truth(f"{flags.data}/pool-truth.csv")
-    if unknown := [name for name in splits.unlabeled.files if Path(name).name not in truth]:
-        raise InputError(f"{flags.data}/pool-truth.csv: {unknown[0]} is not in it")
+    splits = read_splits(flags.data, LABELS, BASE.image_size, seed=max(seeds))
     if file.suffix != ".json":
         raise InputError(f"--results {file}: give a name that ends in .json")
     here = {"processor": processor(), "torch": torch.__version__}
-    contents = images.digests(read_all(flags.data, BASE.image_size)) | {"labels": flags.labels}
+    contents = images.digests(read_all(flags.data, BASE.image_size)) | {"labels": LABELS}
     known = json.loads(file.read_text()) if file.exists() else {"images": contents, "seeds": {}}
     if known["images"] != contents:
-        raise InputError(f"{file} was measured on other images, or with another number of labels: "
-                         "give another --results")
+        raise InputError(f"{file} was measured on other images: give another --results")
     # Not built on: checkpoints of other images, or of another processor, which rounds differently.
     folder /= files.digest(*here.values(), json.dumps(contents))[:8]
     files.make_folder(folder)
@@ -308,7 +303,7 @@ def measure(flags: Flags) -> None:
     bar = tqdm(total=sum(costs.values()), desc=f"{len(costs)} trainings", bar_format=BAR)
     try:
         for seed, run, row in measure_all(
-                waiting, 2, flags.data, flags.labels, folder, ROBUST):
+                waiting, 2, flags.data, LABELS, folder, ROBUST):
             known["seeds"][str(seed)]["runs"][run.key] = row | {"commit": commit}
             files.write_json(file, known)
             bar.update(costs[seed, run.key])

@@ -754,6 +754,8 @@ PLACES = {
         ("controls among the claims", "(controls if contrast.control else claims)", "claims"),
     ],
     ("results/measure.py", "studies"): [
+        ("images of no class count as right", 'if truth[row["name"]]]', "]"),
+        ("copies not counted", 'sum(int(row["copies"]) for row in rows)', "len(rows)"),
         ("a teacher for each pool", '"all" if len(self.generations) == 2 else self.pool',
          "self.pool"),
         ("later teachers of the whole pool", '"all" if len(self.generations) == 2 else self.pool',
@@ -777,8 +779,6 @@ PLACES = {
          "splits.labeled, splits.test, pseudo"),
         ("a larger pool of other classes", '(pool == "in-domain")][: own.sum()]',
          '(pool == "in-domain")]'),
-        ("columns exchanged", '"unique", "of_a_class", "of_these_right"',
-         '"unique", "of_these_right", "of_a_class"'),
     ],
     ("results/studies.py", "studies"): [
         ("seeds of two processors", 'and not here.items() <= found.items()', "and False"),
@@ -797,29 +797,9 @@ PLACES = {
         ("finding 7 turned round", 'Contrast("ratio 7", "ratio 1")',
          'Contrast("ratio 1", "ratio 7")'),
     ],
-    ("results/thresholds.py", "thresholds"): [
-        ("labelled images validate, too", "of_classes(whole.labeled, LABELS, None)",
-         "of_classes(whole.labeled, 0, None)"),
-        ("each trial's labelled images the same", ".roll(-trial * LABELS)", ""),
-        ("each trial's classes the same", "(trial * classes + place) % 10", "place"),
-        ("classes keep their numbers", "torch.full_like(found, place)",
-         "torch.full_like(found, labels[place])"),
-        ("differences from another trial", '- found[ALL][trial]["val_top1"]',
-         '- found[ALL][0]["val_top1"]'),
-        ("trials of other numbers of classes", 'if row["classes"] == classes:', "if True:"),
-        ("measured again", "if way in known:", "if False:"),
-        ("of two processors", "if here.items() <= row.items()]", "]"),
-        ("students without the pool", "splits.validation, pseudo,", "splits.validation, None,"),
-        ("classes left aside are counted", 'found if found in splits.labeled.classes else ""',
-         "found"),
-    ],
     ("results/summarize.py", "summarize"): [
         ("flips in the place of errors", '"corruption error": "unnormalized_mce"',
          '"corruption error": "unnormalized_mfr"'),
-    ],
-    ("results/check_labels.py", "check_labels"): [
-        ("images of no class count as right", 'if truth[row["name"]]]', "]"),
-        ("copies not counted", 'sum(int(row["copies"]) for row in rows)', "len(rows)"),
     ],
     ("support/runs.py", "runs train"): [
         ("resumed a step late", 'self._write(self.state, {"step": step + 1,',
