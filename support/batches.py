@@ -8,7 +8,7 @@ together get what one process alone would.
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -29,19 +29,16 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
+@dataclass(frozen=True)
 class Chance:
     """Random numbers for images that are rows of a larger batch: the same as in the whole batch.
 
     Numbers are drawn from a CPU generator for the whole batch, and belong to positions in that.
-
-    Args:
-        generator: torch's own if None.
-        rows: (N,) positions of the images in the whole batch.
-        whole: number of images of the whole batch.
     """
 
-    def __init__(self, generator: Generator | None, rows: Tensor | slice, whole: int):
-        self.generator, self.rows, self.whole = generator, rows, whole
+    generator: Generator | None  # None: torch's own
+    rows: Tensor | slice  # (N,) positions of the images in the whole batch
+    whole: int  # images of the whole batch
 
     @classmethod
     def of(cls, batch: Tensor, generator: Generator | None = None) -> "Chance":
@@ -92,18 +89,15 @@ def shuffled(size: int, batch_size: int, first: int, last: int, seed: int) -> It
 
     Batch t is a function of (size, batch_size, seed, t) alone. A batch may be larger than the set.
     """
-    shuffle_number, order = -1, None
+    @lru_cache(maxsize=1)
+    def order(number: int) -> Tensor:
+        generator = Generator().manual_seed(seed_of(seed, number))
+        return torch.randperm(size, generator=generator)
+
     for step in range(first, last):
-        batch, position = [], step * batch_size
-        while position < (step + 1) * batch_size:
-            number, offset = divmod(position, size)
-            if number != shuffle_number:
-                generator = Generator().manual_seed(seed_of(seed, number))
-                shuffle_number, order = number, torch.randperm(size, generator=generator)
-            taken = order[offset: offset + (step + 1) * batch_size - position]
-            batch.append(taken)
-            position += len(taken)
-        yield torch.cat(batch)
+        places = torch.arange(step * batch_size, (step + 1) * batch_size)  # in the chain
+        numbers, rows = places // size, places % size
+        yield torch.cat([order(n)[rows[numbers == n]] for n in numbers.unique().tolist()])
 
 
 def _crop(key: tuple[int, int, int], source: ImageSet, image_size: int, seed: int,
@@ -238,12 +232,9 @@ def describe(results: list[tuple[Tensor, Tensor, Batch]]) -> dict[str, float]:
             found["loss_labeled"] = F.cross_entropy(labeled, batch.labels)
             found["accuracy_labeled"] = 100 * (labeled.argmax(1) == batch.labels).float().mean()
         if batch.targets is not None:
-            targets = batch.targets
-            if targets.dim() == 1:  # hard; like the labels, not smoothed here
-                targets = F.one_hot(targets, logits.shape[1])
-            agrees = unlabeled.argmax(1) == targets.argmax(1)
-            found["loss_unlabeled"] = -(targets * F.log_softmax(unlabeled, 1)).sum(1).mean()
-            found["agreement_unlabeled"] = 100 * agrees.float().mean()
+            hard = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1)
+            found["loss_unlabeled"] = F.cross_entropy(unlabeled, batch.targets)  # not smoothed
+            found["agreement_unlabeled"] = 100 * (unlabeled.argmax(1) == hard).float().mean()
         for name, value in found.items():
             values.setdefault(name, []).append(value)
     means = devices.total(torch.stack([torch.stack(value).mean() for value in values.values()]))

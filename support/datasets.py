@@ -28,13 +28,8 @@ def demo(seed: int = 0, labels_per_class: int = 8, unlabeled: int = 6_000,
     """Ten classes of 32x32 pictures. The size of one set does not change the images of another.
 
     As in the paper the pool is of another origin than the labelled set: its classes are unevenly
-    frequent and a part of it shows none of them; `unlabeled.labels` holds the truth. A negative
-    seed or too small a set is an InputError.
+    frequent and a part of it shows none of them; `unlabeled.labels` holds the truth.
     """
-    if min(seed + 1, labels_per_class, unlabeled - 19, val_per_class, test_per_class) < 1:
-        raise InputError("demo data: give a seed of 0 or more, 1 or more labelled, validation and "
-                         "test images of each class, and a pool of 20 or more")
-
     def draw(labels: np.ndarray, stream: int) -> ImageSet:
         pixels = demo_images.draw(labels, (seed, stream))
         return ImageSet(torch.from_numpy(labels), demo_images.CLASSES, pixels)
@@ -44,14 +39,11 @@ def demo(seed: int = 0, labels_per_class: int = 8, unlabeled: int = 6_000,
     bounds = share.cumsum() / share.sum() * round(unlabeled * (1 - POOL_NO_CLASS))
     counts = np.diff(bounds.round().astype(int), prepend=0)
     pool = np.r_[classes.repeat(counts), np.full(unlabeled - counts.sum(), NO_CLASS)]
-    return Splits(
+    return read_splits(Splits(
         labeled=draw(classes.repeat(labels_per_class), 0),
         unlabeled=draw(np.random.default_rng((seed, 1)).permutation(pool), 2),
         validation=draw(classes.repeat(val_per_class), 3),
-        test=draw(classes.repeat(test_per_class), 4),
-        notes={"removed_from_pool": 0, "skipped_files": [], "labeled_and_validation": 0,
-               "labeled_and_test": 0, "validation_and_test": 0, "labeled_and_unlabeled": 0},
-    )
+        test=draw(classes.repeat(test_per_class), 4)), image_size=32)
 
 
 # ---- Any sets, split and read ----
@@ -88,20 +80,21 @@ def size_to_read(image_size: int, *sets: ImageSet) -> int | None:
     return image_size if small and image_size <= LARGEST_IN_MEMORY else None
 
 
-def read_set(source: ImageSet, size: int | None, workers: int = 0, skip_broken: bool = False,
-             held_out: frozenset[bytes] = frozenset()) -> tuple[ImageSet, dict]:
+def read_set(source: ImageSet, size: int | None, workers: int = 0,
+             held_out: frozenset[bytes] | None = None) -> tuple[ImageSet, dict]:
     """Open every image once; return the set, with its fingerprints, and notes on what was left out.
 
-    The images are decoded unless `size` is None. Those that equal one of `held_out` are left out,
-    and so, with `skip_broken`, are files that cannot be read. InputError if nothing remains.
+    The images are decoded unless `size` is None. For a pool `held_out` is given: images that equal
+    one of these, and files that cannot be read, are left out; elsewhere such files are an
+    InputError. So it is if nothing remains.
     """
     items = source.files if source.pixels is None else source.pixels.permute(0, 2, 3, 1).numpy()
     found = images.inspect_all(items, size, workers)
     broken = [row for row, (_, seen) in enumerate(found) if isinstance(seen, str)]
     good = [row for row, (pixels, seen) in enumerate(found)
-            if isinstance(seen, bytes) and seen not in held_out]
+            if isinstance(seen, bytes) and seen not in (held_out or ())]
     skipped = [items[row] for row in broken]
-    if broken and not skip_broken:
+    if broken and held_out is None:
         others = f"; and {len(broken) - 1} more: {images.first_names(skipped[1:])}"
         raise InputError(found[broken[0]][1] + others * (len(broken) > 1))
     removed = len(found) - len(good) - len(skipped)
@@ -136,9 +129,8 @@ def shared(one: ImageSet, other: ImageSet, names: tuple[str, str]) -> int:
     return len(twice)
 
 
-def read_splits(found: Splits, image_size: int, workers: int = 0,
-                skip_broken: bool = False) -> Splits:
-    """Open the images of all four sets; `skip_broken` applies to the pool alone."""
+def read_splits(found: Splits, image_size: int, workers: int = 0) -> Splits:
+    """Open the images of all four sets, and clear the pool of held-out images and broken files."""
     size = size_to_read(image_size, found.labeled, found.unlabeled, found.validation, found.test)
     labeled, validation, test = (read_set(part, size, workers)[0] for part in (
         found.labeled, found.validation, found.test))
@@ -150,7 +142,7 @@ def read_splits(found: Splits, image_size: int, workers: int = 0,
     # paper: leaves the method to its reference [58]; here: equality of all pixels, which needs no
     # model and never takes away an image that only looks alike.
     held_out = contents(validation) | contents(test)
-    pool, notes = read_set(found.unlabeled, size, workers, skip_broken, held_out)
+    pool, notes = read_set(found.unlabeled, size, workers, held_out)
     twice["labeled_and_unlabeled"] = len(contents(labeled) & contents(pool))
     return Splits(labeled, pool, validation, test, notes | twice)
 

@@ -8,18 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 
-from support import InputError
-from support.images import (
-    FORMATS,
-    RAW,
-    SUFFIXES,
-    ImageSet,
-    first_names,
-    inspect_all,
-    say_once,
-)
+from support import InputError, images
+from support.images import ImageSet, first_names, say_once
 
 # Folders of thumbnails and of deleted files, which systems put among a user's own.
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information")
@@ -29,52 +20,45 @@ def _hidden(name: str) -> bool:
     return name[0] == "." or name in SYSTEM_FOLDERS
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    linked = entry.is_symlink() and os.path.isdir(entry.path)  # False where it leads nowhere
-    return linked or entry.is_dir(follow_symlinks=False)
-
-
 def walk(folder: str | Path) -> Iterator[str]:
-    """Every file below `folder` at any depth, sorted; or `folder` itself, if a file.
+    """Every file below `folder` at any depth, in a fixed order; or `folder` itself, if a file.
 
     Links are followed, hidden names and SYSTEM_FOLDERS are not. InputError if a folder cannot be
     listed. Memory holds no more than the folders on the way down to a file.
     """
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check the path")
+
     if os.path.isfile(folder):
         yield str(folder)
         return
-    waiting, visited = [os.path.join(folder, "")], set()
-    while waiting:
-        path = waiting.pop()
-        if not path.endswith("/"):
-            yield path
-        elif (real := os.path.realpath(path)) not in visited:  # links may lead round in a circle
-            visited.add(real)
-            try:
-                with os.scandir(path) as entries:
-                    names = [e.name + "/" * _is_folder(e) for e in entries if not _hidden(e.name)]
-            except OSError as error:
-                raise InputError(f"{path[:-1]}: cannot be listed ({error.strerror}); check the path"
-                                 ) from None
-            waiting += [path + name for name in sorted(names, reverse=True)]
+    visited = set()
+    for path, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(path)) in visited:  # links may lead round in a circle
+            inner.clear()
+            continue
+        visited.add(real)
+        inner[:] = sorted(name for name in inner if not _hidden(name))
+        yield from (os.path.join(path, name) for name in sorted(names) if not _hidden(name))
 
 
 def list_images(folder: str | Path) -> list[str]:
-    """The images below `folder`: files named like one or that open as one; others are reported."""
+    """The images below `folder`, by name or by content; others are reported. InputError if none."""
     def is_image(file: str) -> bool:
-        if file.lower().endswith(SUFFIXES):
+        if file.lower().endswith(images.SUFFIXES):
             return True  # an image, or a broken one
-        if os.path.isfile(file) and not file.lower().endswith(RAW):  # a pipe would never end
-            with contextlib.suppress(Exception), Image.open(file, formats=FORMATS):
-                return True
+        with contextlib.suppress(Exception), images.open_image(file):
+            return True
         return False
 
-    found = list(walk(folder))
-    images = [file for file in found if is_image(file)]
-    if others := sorted(set(found) - set(images)):
+    everything = list(walk(folder))
+    found = [file for file in everything if is_image(file)]
+    if others := sorted(set(everything) - set(found)):
         say_once(f"{folder}: {len(others)} files left out that cannot be read as images (HEIC "
                  f"and a camera's raw data: convert them to JPEG): {first_names(others)}")
-    return images
+    if not found:
+        raise InputError(f"{folder}: no images in it; add some, or check the path")
+    return found
 
 
 _composed = functools.partial(unicodedata.normalize, "NFC")
@@ -113,19 +97,13 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
     for label, name in enumerate(names):
         files += (found := list_images(Path(folder, name)))
         labels += [label] * len(found)
-        if not found:
-            raise InputError(f"{Path(folder, name)}: a class without images; add some or remove it")
     return ImageSet(torch.tensor(labels), tuple(names), files=tuple(files))
 
 
 def fingerprints(folders: Iterable[str | Path], workers: int = 0) -> frozenset[bytes]:
     """Fingerprints of all images in `folders`; InputError if one is broken or a folder has none."""
-    found = []
-    for folder in folders:
-        found += (images := list_images(folder))
-        if not images:
-            raise InputError(f"{folder}: no images in it; check the path")
-    seen = [fingerprint for _, fingerprint in inspect_all(found, None, workers)]
+    found = [file for folder in folders for file in list_images(folder)]
+    seen = [fingerprint for _, fingerprint in images.inspect_all(found, None, workers)]
     if broken := [wrong for wrong in seen if isinstance(wrong, str)]:
         raise InputError(broken[0])
     return frozenset(seen)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.concurrent import process_map
@@ -32,10 +32,6 @@ SUFFIXES = tuple(suffix for suffix, name in Image.registered_extensions().items(
                  if name in FORMATS)
 # To Pillow the raw data of many cameras are a TIFF, of which it shows the thumbnail.
 RAW = tuple(".3fr .arw .cr2 .dng .erf .iiq .kdc .nef .nrw .pef .sr2 .srf .srw".split())
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}  # by EXIF's orientation
 # Errors of a disk or of the machine; any other is the file's own.
 FOR_NOW = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -127,19 +123,24 @@ def say_once(text: str) -> None:
 # ---- Decoding images and recognising equal ones ----
 
 
+def open_image(file: str) -> Image.Image:
+    """An image, of which only the beginning has been read; an error of any kind if it is none."""
+    if not os.path.isfile(file) or file.lower().endswith(RAW):  # a pipe would never end
+        raise ValueError("not a regular file, or a camera's raw data")
+    return Image.open(file, formats=FORMATS)
+
+
 def read_image(file: str, upright: bool = True) -> Image.Image:
     """The image as RGB, over white where it is transparent; InputError if it cannot be read.
 
     upright: turned as its EXIF data says. (Published test sets are not, by their protocols.)
     """
     try:
-        if not os.path.isfile(file) or file.lower().endswith(RAW):  # a pipe would never end
-            raise ValueError("not a regular file, or a camera's raw data")
-        with Image.open(file, formats=FORMATS) as image:
+        with open_image(file) as image:
             image.load()  # turns a TIFF, and removes its orientation
-            orientation = 1
-            with contextlib.suppress(Exception):  # EXIF data may hold anything, and be broken
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            if upright:
+                with contextlib.suppress(Exception):  # EXIF data may hold anything, and be broken
+                    ImageOps.exif_transpose(image, in_place=True)
             if image.mode[0] in "IF":  # Pillow would make all but the darkest levels white
                 found = _to_8_bits(image)
             elif image.has_transparency_data:
@@ -147,10 +148,7 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
                 found.alpha_composite(image.convert("RGBA"))
             else:
                 found = image
-            found = found.convert("RGB")
-            if upright and orientation in TURNS:
-                found = found.transpose(TURNS[orientation])
-            return found
+            return found.convert("RGB")
     except Image.DecompressionBombError:
         raise InputError(f"{file}: more pixels than --megapixels allows; raise it, or shrink or "
                          "remove the image") from None
@@ -190,15 +188,6 @@ def to_array(image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def _lost(file: str) -> bool:
-    """Whether its folder is empty or gone, as when a disk has dropped out."""
-    try:
-        with os.scandir(os.path.dirname(file) or ".") as entries:
-            return not any(entries)
-    except OSError:
-        return True
-
-
 def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None, bytes | str]:
     """Pixels (3, size, size), or None if size is None, of a file or an (H, W, 3) array, and a
     fingerprint that is equal for equal images, whatever their names and formats.
@@ -211,7 +200,8 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
     except InputError as error:
         cause = error.__cause__
         number = errno.ENOMEM if isinstance(cause, MemoryError) else getattr(cause, "errno", None)
-        if number in FOR_NOW or _lost(item):
+        folder = os.path.dirname(item) or "."  # gone, or empty, when a disk has dropped out
+        if number in FOR_NOW or not os.path.isdir(folder) or not any(os.scandir(folder)):
             raise InputError(f"{item}: cannot be opened at present ({cause}): the same command "
                              "continues once it can be") from None
         if "--megapixels" in str(error):
@@ -227,6 +217,8 @@ def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tup
     to torchrun's. If it takes more than some seconds there is a progress bar.
     """
     look, world = functools.partial(inspect, size=size), devices.world_size() if size is None else 1
+    if world > 1:
+        files.require_agreement(files.digest(items))
     own = items[devices.rank() % world:: world]
     bar = {"desc": "reading images", "delay": 3, "disable": devices.rank() > 0}
     try:
@@ -236,13 +228,9 @@ def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tup
             found = process_map(look, own, max_workers=workers, chunksize=10, **bar)
     except InputError as error:
         found = error  # which all processes raise
-    parts = devices.gathered((files.digest(items), found)) if world > 1 else [(None, found)]
     whole = [None] * len(items)
-    for number, (of_items, part) in enumerate(parts):
+    for number, part in enumerate(devices.gathered(found) if world > 1 else [found]):
         if isinstance(part, InputError):
             raise part
-        if of_items != parts[0][0]:
-            raise InputError("the processes find different images: they need the same disk, and "
-                             "nothing may be added meanwhile")
         whole[number:: world] = part
     return whole

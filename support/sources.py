@@ -51,8 +51,7 @@ def read_folders(source: Source, image_size: int, workers: int = 0) -> Splits:
     """Labelled, test and validation folders (<class>/<image>), and a pool of any nesting.
 
     Without `val` the labelled folder is split, and without `unlabeled` the pool is what
-    `datasets.split` leaves of it, with its labels, as in research. Broken files are left out of
-    `unlabeled`, and are an InputError elsewhere.
+    `datasets.split` leaves of it, with its labels, as in research.
     """
     base = source.labeled or source.train
     for name in ("unlabeled", "test", "val"):
@@ -70,8 +69,7 @@ def read_folders(source: Source, image_size: int, workers: int = 0) -> Splits:
         validation = folders.list_classes(source.val, labeled.classes)
     if source.unlabeled:
         pool = datasets.read_pool(source.unlabeled, labeled.classes)
-    return datasets.read_splits(Splits(labeled, pool, validation, test), image_size, workers,
-                                skip_broken=bool(source.unlabeled))
+    return datasets.read_splits(Splits(labeled, pool, validation, test), image_size, workers)
 
 
 def read_published(source: Source, image_size: int, seed: int, workers: int = 0) -> Splits:

@@ -679,7 +679,7 @@ PLACES = {
         ("test images stay in the pool", "held_out = contents(validation) | contents(test)",
          "held_out = contents(validation)"),
         ("held-out images stay in the pool", "isinstance(seen, bytes) and seen not in "
-         "held_out]", "isinstance(seen, bytes)]"),
+         "(held_out or ())]", "isinstance(seen, bytes)]"),
         ("labelled images in the pool", "rows.tensor_split((first, len(rows) - last))",
          "(rows[:first], rows[: len(rows) - last], rows[len(rows) - last :])"),
         ("the pool's labels forgotten", "np.full(unlabeled - counts.sum(), NO_CLASS)",
@@ -690,9 +690,10 @@ PLACES = {
          "pool"),
     ],
     ("support/folders.py", "images datasets names"): [
-        ("the pool in the system's order", "sorted(names, reverse=True)", "names"),
-        ("folders in the order of their own names", "e.name + \"/\" * _is_folder(e)",
-         "e.name + \"/\" * e.is_dir(follow_symlinks=False)"),
+        ("the pool in the system's order", "for name in sorted(names)", "for name in names"),
+        ("folders in the system's order", "sorted(name for name in inner if not _hidden(name))",
+         "[name for name in inner if not _hidden(name)]"),
+        ("links that lead round in a circle", "in visited:", "in ():"),
         ("classes in any order", "entries = sorted(", "entries = list("),
     ],
     ("support/names.py", "names"): [

@@ -175,7 +175,7 @@ CASES = [
     ("train", "", lambda: shutil.rmtree("val/b"), "not the classes"),
     ("train", "", lambda: move("val/b", "val/B"), "not the classes"),
     ("train", "", lambda: [move(f"labeled/b/{n}.png", f"aside/{n}.png") for n in range(6)],
-     "a class without images"),
+     "no images in it"),
     ("train", "", lambda: break_all("labeled/b"), "not a readable image"),
     ("train", "", lambda: write("labeled/c", b"a file"), "says 1 files left out"),
     ("train", "", lambda: [os.makedirs(f"labeled/{c}/{name}") for c in "ab"
