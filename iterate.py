@@ -184,7 +184,7 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
          changes: cli.Given[train.TrainConfig]) -> None:
     plan, wanted = sources.plan_for(source, flags.plan, ablations.get("start_from"))
     generations = plans.with_flags(plan, PLANS[plan], flags, labelling, ablations,
-                                   wanted | changes, Checkpoint.load, model.scaling, train.recipe)
+                                   wanted | changes, Checkpoint.load, train.recipe)
     if flags.dry_run or flags.images_per_second:
         return print(outline.outline(plan, generations, flags, source, train_phases,
                                      model.scaling, train.recipe))

@@ -50,7 +50,7 @@ class Labelling:
     noised_teacher: bool = False  # label with RandAugment, dropout, stochastic depth (table 6)
 
     def __post_init__(self):
-        cli.check(self)
+        cli.check(type(self), vars(self))
 
 
 def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None = None,

@@ -91,7 +91,7 @@ class TrainConfig:
     seed: cli.Whole = 0  # of the weights, the order of the images and the noise
 
     def __post_init__(self):
-        cli.check(self)
+        cli.check(type(self), vars(self))
         model.scaling(self.arch)
         if self.batch_size % self.accumulation_steps:
             raise InputError(f"--batch-size {self.batch_size}: give a multiple of "

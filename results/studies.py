@@ -277,7 +277,7 @@ def measure(flags: Flags) -> None:
         raise InputError(f"{file} was measured on other images: give another --results")
     # Not built on: checkpoints of other images, or of another processor, which rounds differently.
     folder /= files.digest(*here.values(), json.dumps(contents))[:8]
-    files.make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     wanted = {run.key: run for name in names for run in STUDIES[name].runs.values()}
     commit = ""
     if shutil.which("git"):

@@ -17,8 +17,7 @@ SURE = 0.05  # a teacher may label if guessing does as well with at most this pr
 
 
 def warn(notes: dict, text: str) -> None:
-    if text not in notes.setdefault("warnings", []):
-        notes["warnings"].append(text)
+    notes.setdefault("warnings", []).append(text)
     images.say_once(f"Warning: {text}")
 
 
@@ -68,12 +67,10 @@ def _chance(splits: Splits) -> float:
     return splits.validation.labels.bincount().max().item() / len(splits.validation)
 
 
-def of_teacher(name: str, top1: float | None, splits: Splits, allowed: bool) -> None:
+def of_teacher(name: str, top1: float, splits: Splits, allowed: bool) -> None:
     """Check that a teacher beats always naming the most frequent class; if not, InputError or,
-    where that is `allowed`, a warning. top1: percent, on validation images; None: not known.
+    where that is `allowed`, a warning. top1: percent, on validation images.
     """
-    if top1 is None:
-        return
     count, chance = len(splits.validation), _chance(splits)
     if tail(round(top1 * count / 100), count, chance) <= SURE:
         return

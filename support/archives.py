@@ -86,9 +86,6 @@ class TestSet:
         if not Path(self.data_dir).is_dir():
             raise InputError(f"--data-dir {self.data_dir}: there is no such folder")
         classes, size = checkpoint.classes, self.image_size or checkpoint.image_size
-        if self.suite == "quick" and size < 32:
-            raise InputError("--suite quick: its corruptions need images of 32x32 pixels or more, "
-                             f"not {size}; give a larger --image-size")
         if classes is None:
             outputs = len(our_names(checkpoint.weights)["classifier.bias"])
             raise InputError(f"released weights of {outputs} classes, not of ImageNet's 1000, do "

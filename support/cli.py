@@ -65,7 +65,7 @@ File = Annotated[str, "FILE"]
 Folder = Annotated[str, "DIR"]
 # What PyTorch says when a limit of the machine is reached, and what to do.
 KNOWN = {
-    "out of memory|DefaultCPUAllocator|not enough memory|size calculation overflowed":
+    "out of memory|MemoryError|DefaultCPUAllocator|not enough memory|size calculation overflowed":
         "out of memory: lower --batch-size or --image-size; when training, also try "
         "--accumulation-steps and --checkpoint-blocks (other settings need another --out)",
     "DataLoader worker|shared memory|process pool":
@@ -86,13 +86,8 @@ def _fields(config: type) -> Iterator[tuple[str, type, tuple, bool]]:
         yield name, hint.__origin__ if extras else hint, extras, many
 
 
-def check(config: object, given: dict | None = None) -> None:
-    """InputError unless every field is within the range, or among the choices, of its type.
-
-    config: a dataclass instance, or a dataclass whose fields are `given`.
-    """
-    if given is None:
-        config, given = type(config), vars(config)
+def check(config: type, given: dict) -> None:
+    """InputError unless each given field of a dataclass is within its type's range or choices."""
     for name, kind, extras, many in _fields(config):
         flag, found = "--" + name.replace("_", "-"), given.get(name)
         choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
@@ -163,8 +158,7 @@ def run(main: Callable, argv: list[str] | None = None) -> int:
     except (InputError, FloatingPointError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
     except (RuntimeError, MemoryError) as error:
-        said = "out of memory" if isinstance(error, MemoryError) else str(error)
-        known = [line for words, line in KNOWN.items() if re.search(words, said)]
+        known = [line for words, line in KNOWN.items() if re.search(words, repr(error))]
         if not known:
             raise
         print(f"{name}: {known[0]}", file=sys.stderr)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from support import InputError
 
@@ -145,19 +146,9 @@ def check(images: Tensor) -> int:
 
 def numbers_of(name: str, severity: int, size: int) -> float | list[float]:
     """A corruption's numbers for images of size x size pixels."""
-    small, large = SEVERITIES[name][severity - 1], AT_224[name][severity - 1]
+    small, large = (np.array(table[name][severity - 1]) for table in (SEVERITIES, AT_224))
     share = min(max(math.log(size / 32, 224 / 32), 0), 1)  # of the way from 32 to 224 pixels
-    if isinstance(small, list):
-        return [a + share * (b - a) for a, b in zip(small, large, strict=True)]
-    return small + share * (large - small)
-
-
-def _pixelate(images: Tensor, side: int) -> Tensor:
-    """Shrunk to side x side pixels and enlarged again, as uint8 (N, 3, S, S)."""
-    sizes, box = [(side, side), (images.shape[-1],) * 2], Image.Resampling.BOX
-    pictures = [Image.fromarray(picture).resize(sizes[0], box).resize(sizes[1], box)
-                for picture in images.permute(0, 2, 3, 1).numpy()]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return (small + share * (large - small)).tolist()
 
 
 def corrupt(images: Tensor, name: str, severity: int, generator: Generator | None = None) -> Tensor:
@@ -213,7 +204,9 @@ def corrupt(images: Tensor, name: str, severity: int, generator: Generator | Non
         case "elastic_transform":
             x = _elastic(x, *value, generator)
         case "pixelate":  # side of the small image as a share of the side
-            x = _pixelate(images, int(x.shape[-1] * value)) / 255
+            small, box = [int(x.shape[-1] * value)] * 2, Image.Resampling.BOX
+            x = torch.stack([pil_to_tensor(to_pil_image(one).resize(small, box).resize(
+                x.shape[2:], box)) for one in images]) / 255
         case "jpeg_compression":  # quality
             codes = encode_jpeg([*images], round(value))
             x = torch.stack([decode_jpeg(code) for code in codes]) / 255

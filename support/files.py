@@ -76,14 +76,6 @@ def write_rows(path: Path, rows: np.ndarray, first: int, total: int) -> None:
                          ) from None
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents where they are missing, or raise InputError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: not made ({error}); choose another place") from None
-
-
 def digest(*parts: bytes | str | Sequence[str] | np.ndarray | Tensor) -> str:
     """A hash of the contents of all parts, in their order, as 32 hexadecimal digits."""
     hashed = hashlib.blake2b(digest_size=16)
@@ -104,16 +96,11 @@ def slug(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "-")
 
 
-def plain(settings: dict) -> dict:
-    """Settings as JSON gives them back: tuples become lists, keys text."""
-    return json.loads(json.dumps(settings))
-
-
 def require_same(path: str | Path, found: dict, wanted: dict) -> None:
     """InputError unless the settings found in a file are the wanted ones; it names the first
     setting that differs. Settings that only the file has are ignored; parts of a setting are not.
     """
-    for key, value in plain(wanted).items():
+    for key, value in json.loads(json.dumps(wanted)).items():  # tuples become lists, keys text
         known = found.get(key) if isinstance(found, dict) else None
         if isinstance(value, dict) and isinstance(known, dict):
             require_same(path, known, dict.fromkeys(known) | value)
@@ -164,7 +151,7 @@ def lock(place: str | Path, name: str | Path) -> Iterator[None]:
     if devices.rank() > 0:  # of torchrun's processes the first one locks
         yield
         return
-    make_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         try:
             file = open(path, "a+")

@@ -120,7 +120,7 @@ class LabelStore:
             files.require_same(begun, files.read_json(begun), self.settings)
         except OSError:  # nothing was begun, or another shard has just completed it
             if devices.rank() == 0 and not self.complete():
-                files.make_folder(begun.parent)
+                begun.parent.mkdir(parents=True, exist_ok=True)
                 for name in ("unique", "balanced"):  # left over: their labels.json was removed
                     (self.folder / f"{name}.npy").unlink(missing_ok=True)
                 self._write("progress/settings.json", self.settings)
@@ -233,8 +233,6 @@ class LabelStore:
         classes, truth = self.pool.classes, self.pool.labels.numpy()
         per_class = {name: np.bincount(numbers, minlength=len(classes)).tolist()
                      for name, numbers in kept.items()}
-        if (truth == images.NO_CLASS).any():
-            counts["of_no_class"] = int((truth[unique] == images.NO_CLASS).sum())
         lost = np.flatnonzero(~usable)
         left_out = [self.pool.files[row] for row in lost[: predictions.FOR_THE_EYE]]
         if left_out:

@@ -111,13 +111,13 @@ FROM_TEACHER = ("cifar10-cpu",)
 
 
 def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablations: dict,
-               changes: dict, load: Callable, scaling: Callable, recipe: Callable) -> tuple:
+               changes: dict, load: Callable, recipe: Callable) -> tuple:
     """A plan's generations with the command line's changes.
 
     Args:
         generations: iterate.Generation, the teacher and its students; flags: iterate.Flags.
         labelling, ablations, changes: new values for their labelling, themselves, their config.
-        load, scaling, recipe: model.Checkpoint.load, model.scaling and train.recipe.
+        load, recipe: model.Checkpoint.load and train.recipe.
 
     With --start-from the teacher starts from a checkpoint, and so does every student of the
     same architecture, at the checkpoint's image size, unless it starts from its teacher.
@@ -130,26 +130,24 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
     # The first teacher has no teacher to start from, and no pseudo labels to train on first.
     of_teacher = {key: value for key, value in ablations.items()
                   if key in ("fixed_resolution", "start_from")}
-    archs, chosen = flags.arch or [generation.config.arch for generation in generations], []
-    file = ablations.get("start_from")
+    file, chosen = ablations.get("start_from"), []
     start = load(file, (flags.arch or ["b0"])[0]) if file else None
-    if start and not flags.arch:
-        archs = [start.arch]
+    archs = flags.arch or ([start.arch] if start else [one.config.arch for one in generations])
     if start and start.arch != archs[0]:
         raise InputError(f"--start-from: {file} holds a {start.arch}, not the teacher's "
                          f"{archs[0]}: give --arch {start.arch} first, or leave it out")
     for number, arch in enumerate(archs * len(generations) if len(archs) == 1 else archs):
         generation = generations[min(number, len(generations) - 1)]
-        config, (_, _, resolution, dropout) = generation.config, scaling(arch)
+        config, published = generation.config, recipe(arch)
         if plan in ("paper", "figure2") and arch != config.arch:  # only L2 goes to 800 pixels
-            config = recipe(arch)
+            config = published
             generation = replace(generation, fixed_resolution=800 if arch == "l2" else None)
         elif flags.arch and "x" not in arch:
-            config = replace(config, dropout=dropout)
+            config = replace(config, dropout=published.dropout)
             if plan in ("own", "finetune"):
-                config = replace(config, image_size=resolution)
+                config = replace(config, image_size=published.image_size)
         if start and arch == start.arch:
-            config = replace(config, image_size=start.image_size, dropout=dropout,
+            config = replace(config, image_size=start.image_size, dropout=published.dropout,
                              small_images=start.small_images)
         if number and not flags.noise:  # table 6, "student w/o Aug, SD, Dropout"
             config = replace(config, augment_unlabeled=False, model_noise_unlabeled=False)

@@ -37,7 +37,7 @@ def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Iterator[T
     """
     if devices.world_size() > 1:
         raise InputError("--csv is for one process: start it without torchrun")
-    files.make_folder(Path(path).parent)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     top, left_out = min(top, len(pool.classes)), []
     parts = [range(len(pool))[first: first + PART] for first in range(0, len(pool), PART)]
     predicted = predict(

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import InputError, devices
-from support.files import lock, plain, require_same, write_atomically
+from support.files import lock, require_same, write_atomically
 from support.outline import Loop
 
 
@@ -58,7 +58,7 @@ class Run:
 
     def __init__(self, out: str | Path, settings: dict, steps: int, *, every: dict[str, int],
                  name: str, loop: Loop | None = None):
-        self.out, self.settings, self.total = Path(out), plain(settings), steps
+        self.out, self.settings, self.total = Path(out), settings, steps
         if self.out.suffix in (".resume", ".jsonl", ".lock"):
             raise InputError(f"{out}: files beside a checkpoint have such names; use "
                              f"{self.out.stem}.pt")
@@ -75,8 +75,7 @@ class Run:
             self._read(self.out)
             if devices.rank() == 0:
                 self.state.unlink(missing_ok=True)  # the run was killed just before it did so
-                if not (loop and name in loop.ended):
-                    tqdm.write(f"{out}: finished already")
+                tqdm.write(f"{out}: finished already")
         else:
             with lock(self.out, self.lock):  # to fail early; `steps` then takes the lock
                 pass
@@ -140,7 +139,9 @@ class Run:
         self.figures |= figures
         if not math.isfinite(figures.get("loss", 0)):
             raise self._diverged(f"the loss is {figures['loss']} at step {step}")
-        self._write_line({"name": self.name, "step": step, **figures})
+        if devices.rank() == 0:
+            with open(self.log_file, "a") as file:
+                file.write(json.dumps({"name": self.name, "step": step, **figures}) + "\n")
         shown = {name: f"{self.figures[key]:{form}}" for name, key, form in (
             ("loss", "loss", ".3f"), ("val", "val_top1", ".1f"),
             ("images_s", "images_per_second", ".0f")) if key in self.figures}
@@ -169,21 +170,9 @@ class Run:
             raise self._diverged("weights are not finite in the end")
         with self.held:
             self._write(self.out, contents)
-            if self.loop:
-                self.loop.ended.add(self.name)
             if devices.rank() == 0:
                 self.state.unlink(missing_ok=True)
         return self.out
-
-    def _write_line(self, line: dict) -> None:
-        if devices.rank() > 0:
-            return
-        try:
-            with open(self.log_file, "a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise InputError(f"{self.log_file}: not written ({error}); make room: the same command "
-                             "continues") from None
 
     def _diverged(self, what: str) -> FloatingPointError:
         kept = f"; {self.state} holds the last finite state" if self.state.exists() else ""
@@ -197,16 +186,11 @@ def trim_log(path: Path, name: str, first: int) -> None:
     if devices.rank() > 0 or not path.exists():
         return
     try:
-        kept, content = [], path.read_text(errors="replace")
-    except OSError as error:
-        raise InputError(f"{path}: not read ({error}); choose another place") from None
-    for number, text in enumerate(lines := content.splitlines(), start=1):
-        try:
-            line = json.loads(text)
-            if line["name"] != name or line["step"] < first:
-                kept.append(text + "\n")
-        except (ValueError, TypeError, KeyError):
-            if number < len(lines) or content.endswith("\n"):  # the last one may be cut off
-                raise InputError(f"{path} is in the way and not a log of train.py (line {number}): "
-                                 "choose another output") from None
+        *lines, _ = path.read_text().split("\n")  # after the last line's end: one that was cut off
+        found = [(json.loads(line), line) for line in lines]
+        kept = [line + "\n" for known, line in found
+                if known["name"] != name or known["step"] < first]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is in the way and not a log of train.py ({error}): choose "
+                         "another output") from None
     write_atomically(path, lambda file: file.write("".join(kept).encode()))

@@ -301,7 +301,7 @@ PLACES = {
         ("held-out images are labelled", "seed=(seed, 1), held_out=held_out)", "seed=(seed, 1))"),
         ("threshold ignored", "how.threshold, per_class, seed, how.balance", "0.0, "
          "per_class, seed, how.balance"),
-        ("a class's share of all files", "np.count_nonzero(confidence)", "len(first[0])"),
+        ("a class's share of all files", "np.count_nonzero(confidence)", "len(confidence)"),
         ("balance not handed on", "per_class, seed, how.balance", "per_class, seed"),
         ("the second pass on other images", "pool.subset(torch.tensor(store.once(choose)))",
          "pool.subset(torch.arange(len(store.once(choose))))"),

@@ -534,11 +534,6 @@ def test_results_of_another_attack_are_not_continued(evaluate, checkpoints, tmp_
     assert status == 2 and "other settings (steps: 2, not 3)" in message[0]
 
 
-def test_quick_refuses_a_network_of_smaller_images(evaluate, tmp_path):
-    status, results, message = evaluate("quick", tmp_path, "--image-size", 16)
-    assert status == 2 and results is None and "32x32 pixels or more, not 16" in message[0]
-
-
 def test_quick_from_the_command_line(evaluate, tmp_path):
     for number in range(10):
         save_image(tmp_path / "test" / CLASSES[number] / "1.png", (40, 32), number)

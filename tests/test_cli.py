@@ -209,11 +209,11 @@ def test_each_value_of_a_list_is_checked():
 
 
 def test_check_also_holds_outside_of_a_command_line():
-    cli.check(Config())
+    cli.check(Config, vars(Config()))
     with pytest.raises(InputError, match="^--rate -1.0: give more than 0$"):
-        cli.check(Config(rate=-1.0))
+        cli.check(Config, {"rate": -1.0})
     with pytest.raises(InputError, match="^--labels 'firm' .*use one of soft, hard$"):
-        cli.check(Config(labels="firm"))
+        cli.check(Config, {"labels": "firm"})
 
 
 # ---- Help ----

@@ -234,12 +234,6 @@ def test_a_full_disk_is_one_clear_line_and_the_same_command_continues(written, t
     assert_same_labels(label(teacher, pool, folder), label(teacher, pool, tmp_path / "other"))
 
 
-def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file/labels.*: not made"):
-        label(Linear(), small_pool(), tmp_path / "file" / "labels")
-
-
 def test_classes_take_two_bytes_an_image(tmp_path):
     """Of the paper's 300 M images: 0.6 GB."""
     label(Linear(), small_pool(), tmp_path)

@@ -440,7 +440,7 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
         return labels({}, None, len(labelled), {"pool": [1] * 10}, pool)
 
     def load(path):
-        return SimpleNamespace(name=path.stem, arch="", image_size=32, val_top1=None,
+        return SimpleNamespace(name=path.stem, arch="", image_size=32, val_top1=100.0,
                                network=functools.partial(torch.nn.Linear, 1, 1))
 
     monkeypatch.setattr(train, "train", learn)

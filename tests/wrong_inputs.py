@@ -254,7 +254,7 @@ CASES = [
         ("fgsm --epsilon 1e9", "epsilon"), ("fgsm --epsilon nan", "epsilon"),
         ("pgd --step-size 0", "step-size"), ("imagenet --epsilon 4", "epsilon"),
         ("imagenet --targeted", "targeted"), ("fgsm --random-start", "random-start"),
-        ("imagenet --arch b7", "arch"), ("quick --image-size 64", "quick"),
+        ("imagenet --arch b7", "arch"), ("quick --image-size 16", "32x32"),
         ("imagenet-c", "1000 classes"), ("cifar10-c", "cifar10-c"), ("imagenet-d", "suite"))],
     # Flags that do not go together
     ("train", "--unlabeled pool", None, "go together"),
