@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from support import InputError, devices, files, images
 from support.images import ImageSet
 from support.label_store import PseudoLabels
-from support.reading import check_size, clean, read
+from support.reading import clean, read
 
 Crop = Callable[[Image.Image, int, Generator], Image.Image]  # image, pixels, generator -> image
 
@@ -117,7 +117,7 @@ def _stream(source: ImageSet, order: Iterator[Tensor], image_size: int, rows: Te
     if crop is None:
         return zip(order, (batch for batch, _ in clean(source, ahead, image_size, workers)),
                    strict=True)
-    check_size(source, image_size)
+    source = source.at(image_size)
     keys = (list(zip(batch.tolist(), itertools.repeat(step), rows.tolist(), strict=False))
             for step, batch in enumerate(ahead, first))
     decode = partial(_crop, source=source, image_size=image_size, seed=seed, crop=crop)

@@ -74,10 +74,9 @@ def split(source: ImageSet, labels_per_class: int | None,
 
 def size_to_read(image_size: int, *sets: ImageSet) -> int | None:
     """image_size if the images of these sets are decoded now; None if they stay as they are."""
-    if sets[0].pixels is not None:
-        return None if sets[0].pixels.shape[-1] == image_size else image_size
-    small = sum(map(len, sets)) * 3 * image_size**2 <= MEMORY_LIMIT
-    return image_size if small and image_size <= LARGEST_IN_MEMORY else None
+    few = sum(map(len, sets)) * 3 * image_size**2 <= MEMORY_LIMIT
+    small = few and image_size <= LARGEST_IN_MEMORY
+    return image_size if small and sets[0].pixels is None else None
 
 
 def read_set(source: ImageSet, size: int | None, workers: int = 0,

@@ -10,7 +10,7 @@ import functools
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -48,6 +48,15 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def size(self) -> int | None:
+        """Pixels a side of images in memory."""
+        return None if self.pixels is None else self.pixels.shape[-1]
+
+    def at(self, size: int) -> "ImageSet":
+        """The same set, but as files where the images in memory have another size than theirs."""
+        return replace(self, pixels=None) if self.files and self.size != size else self
 
     def subset(self, indices: Tensor) -> "ImageSet":
         """The images at `indices` (K,) int64, in that order; an index may come more than once."""

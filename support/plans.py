@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from support import InputError, advice, batches, files, images, reading, weights
+from support import InputError, advice, batches, files, images, weights
 from support.devices import Machine
 from support.images import ImageSet
 
@@ -208,8 +208,6 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
         size, fixed = generation.config.image_size, generation.fixed_resolution
         if fixed and fixed < size:
             raise InputError(f"--fixed-resolution {fixed}: give --image-size, {size}, or more")
-        for wanted in {size, fixed or size}:
-            reading.check_size(labeled, wanted)
         # Without a pool: the batch of the teacher and of the models on the labels alone.
         batches.check(generation.config, labeled, None, machine)
         with torch.device("meta"):

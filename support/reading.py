@@ -67,17 +67,11 @@ def _joined(parts: list) -> Tensor | list[Tensor]:
     return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 
-def check_size(source: ImageSet, image_size: int) -> None:
-    """InputError if the images are in memory, at another size."""
-    if source.pixels is not None and source.pixels.shape[-1] != image_size:
-        raise InputError(f"the images in memory have {source.pixels.shape[-1]} pixels a side, not "
-                         f"the {image_size} asked for (--image-size, --fixed-resolution)")
-
-
-def _view(file: str, image_size: int, held_out: frozenset[bytes] | None) -> tuple:
-    if held_out is None:
-        return images.to_array(images.center_crop(images.read_image(file), image_size)), True
-    pixels, fingerprint = images.inspect(file, image_size)
+def _view(index: int, source: ImageSet, image_size: int,
+          held_out: frozenset[bytes] | None) -> tuple:
+    if held_out is None or not source.files:
+        return images.to_array(images.center_crop(source.read(index), image_size)), True
+    pixels, fingerprint = images.inspect(source.files[index], image_size)
     if isinstance(fingerprint, str) or fingerprint in held_out:
         return np.zeros((3, image_size, image_size), np.uint8), False
     return pixels, True
@@ -91,21 +85,20 @@ def clean(source: ImageSet, batches: Iterable[Tensor], image_size: int, workers:
     images and unreadable files come out black and not usable. None: all are usable, and an
     unreadable file is an InputError. Yields ((B, 3, S, S) uint8, (B,) bool).
     """
-    check_size(source, image_size)
-    if source.pixels is None:
-        view = partial(_view, image_size=image_size, held_out=held_out)
-        files = ([source.files[i] for i in batch.tolist()] for batch in batches)
-        yield from read(view, files, workers)
-    else:
+    source = source.at(image_size)
+    if source.size == image_size:
         for batch in batches:
             yield source.pixels[batch], torch.ones(len(batch), dtype=torch.bool)
+    else:
+        view = partial(_view, source=source, image_size=image_size, held_out=held_out)
+        yield from read(view, (batch.tolist() for batch in batches), workers)
 
 
 def in_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:
-    """The images as pixels: a set in memory as it is; of files, 2,000 * 32 / image_size but
-    at least 200, always the same ones.
+    """The images as pixels: a set in memory at that size as it is; of others, 2,000 * 32 /
+    image_size but at least 200, always the same ones.
     """
-    if source.pixels is not None:
+    if source.size == image_size:
         return source
     limit = max(200, 2000 * 32 // image_size)
     rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:limit]
@@ -175,8 +168,7 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
     device = torch.device(device)
     if isinstance(source, Tensor):
         source = ImageSet(torch.full((len(source),), images.UNKNOWN), (), source)
-    if source.pixels is not None:
-        image_size = source.pixels.shape[-1]
+    image_size = image_size or source.size
     if image_size is None:
         raise InputError("images that are files need an image_size, in pixels")
     size = max(1, min(batch_size or size_for(image_size), len(source)))

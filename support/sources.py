@@ -1,6 +1,5 @@
 """Where the images come from, as the flags of a script say: folders, torchvision, or the demo."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -78,7 +77,7 @@ def read_published(source: Source, image_size: int, seed: int, workers: int = 0)
     The seed draws the labelled images (None: all others) and the validation images (None: a tenth)
     of each class from the training set; for Imagenette they follow the file names. The pool is the
     rest of the training set and, for SVHN and STL-10, their extra and unlabelled images. InputError
-    if there is neither data nor network, or if there is too little memory to enlarge the images.
+    if there is neither data nor network.
     """
     name, root, (reader, parts, _, _) = source.dataset, source.root, PUBLISHED[source.dataset]
     native = 160 if image_size <= 160 else 320  # Imagenette comes in both sizes
@@ -105,11 +104,6 @@ def read_published(source: Source, image_size: int, seed: int, workers: int = 0)
         train.subset(order), source.labels_per_class, source.val_per_class)
     pool = replace(pool, labels=torch.cat([part.labels for part in (pool, *extra)]),
                    pixels=torch.cat([part.pixels for part in (pool, *extra)]))
-    native, count = train.pixels.shape[-1], sum(map(len, (train, test, *extra)))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
-    if image_size > native and 2 * count * 3 * image_size**2 > memory:  # as a list, then a tensor
-        raise InputError(f"{name}: the memory is too small to enlarge {count:,} images to "
-                         f"{image_size} pixels; leave out --image-size, or give {native}")
     return datasets.read_splits(Splits(labeled, pool, validation, test), image_size, workers)
 
 

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +110,21 @@ def test_batches_from_memory_are_looked_up(filed):
     assert all(torch.equal(b, held.pixels[i]) for (b, _), i in zip(batches, BATCHES, strict=True))
 
 
-def test_batches_from_memory_of_another_size_are_an_error(filed):
-    with pytest.raises(InputError, match="96 pixels a side, not the 40"):
-        next(reading.clean(in_memory(filed), BATCHES, 40))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_in_memory_are_resized_to_another_size(filed, workers):
+    held = in_memory(filed)
+    (found, _), *_ = reading.clean(held, BATCHES, 40, workers)
+    for image, row in zip(found, BATCHES[0].tolist(), strict=True):
+        picture = Image.fromarray(held.pixels[row].permute(1, 2, 0).numpy())
+        resized = np.asarray(picture.resize((40, 40), Image.Resampling.BICUBIC))
+        assert torch.equal(image, torch.tensor(resized).permute(2, 0, 1))
+
+
+def test_another_size_than_that_in_memory_is_read_from_the_files(filed):
+    held = replace(in_memory(filed), files=filed.files)
+    for (one, _), (other, _) in zip(reading.clean(held, BATCHES, 40),
+                                    reading.clean(filed, BATCHES, 40), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_clean_batches_from_files_are_center_crops(filed):

@@ -172,19 +172,6 @@ def test_cifar_is_split_by_seed_and_its_rest_is_the_pool(name, reader, stand_in,
     assert images_of(other)["labeled"] != sets["labeled"]
 
 
-def test_published_images_are_enlarged_only_if_the_memory_is_enough(
-        stand_in, monkeypatch, tmp_path):
-    stand_in("cifar10", "CIFAR10", fake_arrays(True, 32, "targets", 2, ["cat", "dog"]))
-    size = 3 * 64 * 64 * 2 * 16  # of 16 images, as a list and as one array
-    monkeypatch.setattr(sources.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, size))
-    assert published("cifar10", tmp_path, 2, 1, 64).test.pixels.shape[-1] == 64
-    size -= 1
-    with pytest.raises(InputError, match="leave out --image-size, or give 32"):
-        published("cifar10", tmp_path, 2, 1, 64)
-    size = 0  # as they are they need no more than torchvision has taken already
-    published("cifar10", tmp_path, 2, 1)
-
-
 def test_svhn_takes_all_labels_and_its_extra_images_are_the_pool(stand_in, tmp_path):
     stand_in("svhn", "SVHN", fake_arrays(False, 32, "labels", 10))
     splits = published("svhn", tmp_path, None, 1)

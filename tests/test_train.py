@@ -243,7 +243,7 @@ def test_equal_seeds_give_equal_weights(splits, tmp_path):
 
 
 CHANGES = {
-    "arch": "0.25x0.6", "image_size": None, "small_images": True, "dropout": 0.6,
+    "arch": "0.25x0.6", "image_size": 48, "small_images": True, "dropout": 0.6,
     "survival_prob": 0.3, "rand_augment_operations": 0, "rand_augment_magnitude": 20.0,
     "flip": False, "crops": "imagenet", "augment_unlabeled": False, "model_noise_unlabeled": False,
     "unlabeled_ratio": 1, "normalization": "concat",
@@ -269,10 +269,6 @@ def test_every_field_of_the_configuration_changes_the_training(field, splits, tm
         assert train.learning_rate(100, TINY) != train.learning_rate(
             100, dataclasses.replace(TINY, labeled_images=1000)
         )
-        return
-    if field == "image_size":
-        with pytest.raises(InputError, match="32 pixels a side"):  # those in memory are not 48 px
-            run(dataclasses.replace(TINY, image_size=48), splits, tmp_path / "c.pt")
         return
     config = TINY
     if field in ("decay_rate", "decay_epochs"):

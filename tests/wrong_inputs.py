@@ -268,7 +268,6 @@ CASES = [
     ("demo", "--plan paper", None, "paper"),
     ("demo", "--from-teacher --arch 0.25x0.34 0.35x0.34", None, "--from-teacher"),
     ("demo", "--arch 0.5x0.5 0.25x0.34", None, "smaller than its teacher"),
-    ("demo", "--image-size 48", None, "32 pixels"),
     ("demo", "--no-filter=yes", None, "filter"),
     ("iterate", "--labels-per-class 300", None, "300 labelled"),
     ("iterate", "--val-per-class 3", None, "--val"),
