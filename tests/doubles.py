@@ -1,5 +1,6 @@
 """What several test files share: a quick teacher, small pools and folders, labels, plans."""
 
+import json
 from unittest import mock
 
 import numpy as np
@@ -10,7 +11,7 @@ import iterate
 import pseudo_label
 from model import Checkpoint, EfficientNet
 from pseudo_label import Labelling
-from support import InputError, cli, devices, plans, sources
+from support import InputError, cli, demo_images, devices, plans, sources
 from support.images import ImageSet
 from support.weights import Conventions
 
@@ -40,13 +41,24 @@ class Linear(torch.nn.Module):
 
 def make_network(dropout=0.5, survival_prob=0.5):
     torch.manual_seed(0)
-    return EfficientNet(0.25, 0.5, 10, dropout=dropout, survival_prob=survival_prob)
+    network = EfficientNet(0.25, 0.5, 10, dropout=dropout, survival_prob=survival_prob)
+    network.classifier.weight.data *= 1e5  # untrained, it hardly tells images apart
+    return network
 
 
 def checkpoint_of(network, pool, rand_augment=(2, 9)):
     """The checkpoint of a network of `make_network`, as it is now, for the classes of a pool."""
     return Checkpoint("0.25x0.5", 32, pool.classes, network.state_dict(), network.dropout,
                       survival_prob=0.5, rand_augment=rand_augment)
+
+
+def write_teacher(file, classes=demo_images.CLASSES):
+    """The network of `make_network` in a checkpoint of train.py."""
+    config = {"arch": "0.25x0.5", "image_size": 32, "small_images": False, "dropout": 0.5,
+              "survival_prob": 0.5, "rand_augment_operations": 1, "rand_augment_magnitude": 5}
+    meta = json.dumps({"config": config, "classes": classes, "name": "teacher"})
+    torch.save({"meta": meta, "model": make_network().state_dict()}, file)
+    return file
 
 
 def small_pool(count=60, classes=4):

@@ -557,7 +557,7 @@ PLACES = {
         ("validation accuracy reported as test", "control, splits.test, machine",
          "control, splits.validation, machine"),
     ],
-    ("support/plans.py", "published plans iterate outline"): [
+    ("support/plans.py", "published plans iterate"): [
         ("labels alone with the student's noise on images", "ratio=0, **noise)", "ratio=0)"),
         ("labels alone with the teacher's operations only",
          '("rand_augment_operations", "rand_augment_magnitude")}', '("rand_augment_operations",)}'),

@@ -18,9 +18,6 @@ import augment
 from augment import EMPTY, OPERATIONS, STRENGTHS, RandAugment, apply_operation, level_to_value
 from results.draw_operations import example_image
 from support.batches import Chance
-from support.images import center_crop
-
-torch.set_num_threads(1)
 
 IDENTITY = {
     "Rotate": 0, "Posterize": 8, "Solarize": 256, "SolarizeAdd": 0, "Color": 1, "Contrast": 1,
@@ -123,15 +120,6 @@ def test_every_operation_equals_pil(name, kind):
             expected = [from_pil(PIL_OPERATIONS[name](to_pil(image), signed)) for image in images]
             actual = apply_operation(images, name, torch.full((len(images),), signed).double())
             assert torch.equal(actual, torch.stack(expected)), (magnitude, signed)
-
-
-def test_equals_pil_at_the_size_of_imagenet():
-    image = from_pil(example_image()).unsqueeze(0)
-    for name in OPERATIONS:
-        value = level_to_value(name, 9, 224)
-        expected = from_pil(PIL_OPERATIONS[name](to_pil(image[0]), value))
-        actual = apply_operation(image, name, torch.tensor([value]).double())[0]
-        assert torch.equal(actual, expected), name
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
@@ -250,10 +238,11 @@ def test_magnitude_27_is_2_7_times_autoaugments_maximum(name, at_10, at_27):
     assert level_to_value(name, 27, 224) == pytest.approx(at_27)
 
 
-def test_small_images_move_by_an_eighth():
-    assert level_to_value("TranslateX", 10, 32) == 4
-    assert level_to_value("TranslateY", 27, 32) == pytest.approx(10.8)
-    assert level_to_value("Cutout", 27, 32) == 10
+def test_images_up_to_128_pixels_move_by_an_eighth():
+    for size, moved, half in ((32, 10.8, 10), (96, 32.4, 32), (128, 43.2, 43), (129, 270, 108)):
+        for name in ("TranslateX", "TranslateY"):
+            assert level_to_value(name, 27, size) == pytest.approx(moved)
+        assert level_to_value("Cutout", 27, size) == half
 
 
 def test_posterize_and_solarize_are_not_reversed():
@@ -306,13 +295,6 @@ def test_torchvisions_strengths_are_magnitudes_here(size):
 def test_magnitudes_outside_of_the_scale_are_errors():
     with pytest.raises(ValueError, match="is not on the scale"):
         level_to_value("Posterize", -1, 224)
-
-
-def test_equalize_flattens_the_histogram():
-    dark = (noise(1, 64, 64).float() / 255).pow(4).mul(120).to(torch.uint8)
-    equalized = apply_operation(dark, "Equalize", torch.zeros(1)).float()
-    assert dark.float().mean() < 40 and 110 < equalized.mean() < 150
-    assert equalized.max() == 255 and equalized.std() > 60
 
 
 def test_unknown_names():
@@ -474,19 +456,6 @@ PIPELINES = [augment.augment_cifar, augment.augment_imagenet]
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_parts_together_are_the_whole_batch(pipeline):
-    """Three processes with every third image each do what one does with all of them."""
-    images, rand_augment = noise(24, 32, 32), RandAugment()
-    whole = pipeline(images, rand_augment, seeded(images, 7))
-    together = torch.empty_like(images)
-    for rank in range(3):
-        rows = torch.arange(rank, 24, 3)
-        chance = Chance(torch.Generator().manual_seed(7), rows, 24)
-        together[rows] = pipeline(images[rows], rand_augment, chance)
-    assert torch.equal(whole, together)
-
-
-@pytest.mark.parametrize("pipeline", PIPELINES)
 def test_pipelines_change_no_input_and_take_empty_batches(pipeline):
     images = noise(8, 32, 32)
     before = images.clone()
@@ -545,17 +514,6 @@ def test_random_resized_crop_of_real_images():
     assert crops[0].size == (32, 32) and crops[0].mode == "RGB"
     assert crops[0].tobytes() == crops[1].tobytes() != crops[2].tobytes()
     assert augment.random_resized_crop(to_pil(noise(1, 2, 900)[0]), 32).size == (32, 32)
-
-
-def test_center_crop():
-    image = to_pil(noise(1, 300, 512)[0])
-    box = (125, 19, 387, 281)  # int(300 * 224 / 256) = 262, rounded to the right and down
-    expected = image.resize((224, 224), Image.Resampling.BICUBIC, box=box)
-    assert center_crop(image, 224).tobytes() == expected.tobytes()
-    expected = image.resize((32, 32), Image.Resampling.BICUBIC, box=(106, 0, 406, 300))
-    assert center_crop(image, 32).tobytes() == expected.tobytes()
-    exact = to_pil(noise(1, 32, 32)[0])
-    assert center_crop(exact, 32) is exact
 
 
 # ---- XLA ----
@@ -643,12 +601,6 @@ def test_picture(tmp_path):
         pictures.append(Image.open(out))
         assert pictures[-1].width > 1200 and pictures[-1].height > 600
     assert pictures[0].tobytes() != pictures[1].tobytes()
-
-
-def test_images_up_to_128_pixels_are_small():
-    for size, moved, half in ((96, 12, 12), (128, 16, 16), (129, 100, 40)):
-        assert level_to_value("TranslateX", 10, size) == moved
-        assert level_to_value("Cutout", 10, size) == half
 
 
 def test_cutout_of_small_images_comes_after_rand_augment():

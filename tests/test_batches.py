@@ -34,12 +34,6 @@ def test_every_image_comes_once_an_epoch_and_in_another_order():
     assert first.tolist() != second.tolist()
 
 
-def test_a_run_that_starts_in_the_middle_sees_the_same_images():
-    whole = list(batches.shuffled(10, 7, 0, 9, seed=3))
-    rest = list(batches.shuffled(10, 7, 4, 9, seed=3))
-    assert all(torch.equal(one, other) for one, other in zip(whole[4:], rest, strict=True))
-
-
 def test_a_batch_may_be_larger_than_the_set():
     (batch,) = batches.shuffled(3, 8, 0, 1, seed=0)
     assert len(batch) == 8 and torch.bincount(batch).tolist().count(3) == 2
@@ -241,7 +235,6 @@ def test_a_gpu_that_only_imitates_bfloat16_is_named(native, splits, monkeypatch,
         return native or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    images.say_once.cache_clear()
     for config in (TINY, dataclasses.replace(TINY, precision="bfloat16")):
         assert capsys.readouterr().out == ""
         batches.check(config, splits.labeled, None, devices.Machine("cuda"))
@@ -309,22 +302,16 @@ def random_corner(image, size, generator):
     return image.crop((left, top, left + size, top + size))
 
 
-def stream(source, order=BATCHES, *, first=0, seed=0, rows=(0, 1, 2), workers=0,
-           crop=random_corner, size=80):
+def stream(source, order=BATCHES, *, seed=0, rows=(0, 1, 2), workers=0, crop=random_corner,
+           size=80):
     """The images of these batches as a training reads them, each checked to come with its index."""
     order, found = list(order), []
-    for index, pixels in batches._stream(source, iter(order), size, torch.tensor(rows), first,
-                                         seed, crop, workers):
+    for index, pixels in batches._stream(source, iter(order), size, torch.tensor(rows), 0, seed,
+                                         crop, workers):
         assert torch.equal(index, order[len(found)])
         found.append(pixels)
     assert len(found) == len(order)
     return found
-
-
-def test_batches_from_memory_are_looked_up(splits):
-    images = splits.labeled
-    found = stream(images, crop=None, size=32)
-    assert all(torch.equal(b, images.pixels[i]) for b, i in zip(found, BATCHES, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -350,24 +337,6 @@ def test_training_crops_differ_between_seeds_rows_and_batches(filed):
     assert not torch.equal(first[0], first[2])
     assert not torch.equal(first[0], third[0])
     assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_training_crops_do_not_depend_on_the_number_of_workers(filed, workers):
-    alone, helped = stream(filed, seed=3), stream(filed, seed=3, workers=workers)
-    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
-
-
-def test_training_crops_belong_to_the_position_in_the_whole_batch(filed):
-    (whole,) = stream(filed, BATCHES[:1])
-    rows = torch.tensor([0, 2])
-    (part,) = stream(filed, [BATCHES[0][rows]], rows=rows.tolist())
-    assert torch.equal(part, whole[rows])
-
-
-def test_batches_resumed_at_a_later_number_are_the_same(filed):
-    whole, rest = stream(filed), stream(filed, BATCHES[2:], first=2)
-    assert len(rest) == 1 and torch.equal(whole[2], rest[0])
 
 
 @pytest.mark.parametrize("crop", [None, random_corner])

@@ -1,7 +1,6 @@
 """Where the four sets come from: the built-in images, a folder that is split, own folders."""
 
 import itertools
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -247,19 +246,6 @@ def test_copies_of_held_out_images_are_removed_from_the_pool(own, tmp_path, held
     assert splits.notes["removed_from_pool"] == 1
 
 
-def test_held_out_pixels_in_another_format_are_removed_from_the_pool(own, tmp_path):
-    Image.open(tmp_path / "test/cat/0000.png").save(own["unlabeled"] / "copy.bmp")
-    splits = read(**own)
-    assert len(splits.unlabeled) == 4
-    assert splits.notes["removed_from_pool"] == 1
-
-
-def test_same_bytes_in_another_shape_are_another_image(own, tmp_path):
-    pixels = np.asarray(Image.open(tmp_path / "test/cat/0000.png"))
-    Image.fromarray(pixels.reshape(4, 16, 3)).save(own["unlabeled"] / "wide.png")
-    assert read(**own).notes["removed_from_pool"] == 0
-
-
 def test_labeled_images_that_are_held_out_are_counted_and_all_of_them_are_an_error(own, tmp_path):
     first, second = (tmp_path / "test" / name for name in ("cat/0000.png", "dog/0000.png"))
     (own["labeled"] / "cat" / "0001.png").write_bytes(first.read_bytes())
@@ -363,11 +349,6 @@ def test_a_thousand_missing_classes_are_a_short_message(own):
     assert len(str(error.value)) < 400 and "1,200 in all" in str(error.value)
 
 
-def test_copies_of_labeled_images_may_stay_in_the_pool(own, tmp_path):
-    noise(0).save(own["unlabeled"] / "copy.png")  # equals labeled/cat/0000.png
-    assert len(read(**own).unlabeled) == 5
-
-
 def test_hidden_files_and_folders_are_ignored(own):
     for folder in (own["labeled"], own["labeled"] / "cat", own["unlabeled"]):
         (folder / ".DS_Store").write_bytes(b"binary")
@@ -390,18 +371,6 @@ def test_a_pipe_in_the_pool_is_skipped(own):
     splits = read(**own)
     assert len(splits.unlabeled) == 4
     assert [Path(file).name for file in splits.notes["skipped_files"]] == ["pipe.png"]
-
-
-def test_links_are_followed_and_circles_end(own, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    noise(500).save(tmp_path / "elsewhere" / "a.png")
-    (own["unlabeled"] / "link").symlink_to(tmp_path / "elsewhere")
-    (own["unlabeled"] / "circle").symlink_to(own["unlabeled"])
-    assert len(read(**own).unlabeled) == 5
-
-
-def test_notes_can_be_written_as_json(own):
-    assert json.loads(json.dumps(read(**own).notes))["removed_from_pool"] == 0
 
 
 def test_a_labeled_folder_is_read_on_its_own(own):

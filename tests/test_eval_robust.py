@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -54,19 +52,6 @@ def test_mce_sums_the_severities_before_it_divides():
     assert eval_robust.mean_corruption_error(errors, None) == pytest.approx(100 * 0.9 / 10)
 
 
-fraction = st.floats(0, 1)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(*[fraction] * 5), min_size=15, max_size=15))
-def test_mce_equals_a_slow_reference(rows):
-    ratios = []
-    for row, alexnet in zip(rows, ALEXNET_ERROR.values(), strict=True):
-        ratios.append(np.mean(row) / np.mean(alexnet))
-    errors = dict(zip(ALEXNET_ERROR, rows, strict=True))
-    assert eval_robust.mean_corruption_error(errors) == pytest.approx(100 * np.mean(ratios))
-
-
 @pytest.mark.parametrize("errors", [
     {},
     {"fog": [0.5] * 5},  # the mean of one corruption is no mCE
@@ -94,18 +79,6 @@ def test_flip_rate_by_hand():
     assert eval_robust.flip_rate(once, noise=True) == 4 / 4
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 4), st.integers(2, 6), st.booleans(), st.data())
-def test_flip_rate_equals_a_slow_reference(sequences, frames, noise, draw):
-    row = st.lists(st.integers(0, 2), min_size=frames, max_size=frames)
-    predictions = draw.draw(st.lists(row, min_size=sequences, max_size=sequences))
-    flips = []
-    for sequence in predictions:
-        for j in range(1, frames):
-            flips.append(sequence[j] != sequence[0 if noise else j - 1])
-    assert eval_robust.flip_rate(torch.tensor(predictions), noise) == pytest.approx(np.mean(flips))
-
-
 def test_flip_rate_needs_two_frames():
     with pytest.raises(ValueError):
         eval_robust.flip_rate(torch.zeros(3, 1, dtype=torch.long), noise=True)
@@ -128,17 +101,6 @@ def test_only_the_200_logits_of_imagenet_a_compete():
     logits[0, 0], logits[0, 988], logits[0, 6] = 9.0, 5.0, 7.0  # 0 (tench) is not among the 200
     assert eval_robust.top_k(logits, 2).tolist() == [[0, 6]]
     assert eval_robust.top_k(logits, 2, IMAGENET["imagenet_a"]).tolist() == [[6, 988]]
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 5))
-def test_top_k_equals_a_slow_reference(seed, k):
-    logits = torch.randn(3, 1000, generator=torch.Generator().manual_seed(seed))
-    expected = []
-    for row in logits.tolist():
-        ranking = sorted(IMAGENET["imagenet_a"], key=lambda number: -row[number])
-        expected.append(ranking[:k])
-    assert eval_robust.top_k(logits, k, IMAGENET["imagenet_a"]).tolist() == expected
 
 
 # ---- FGSM and PGD ----
@@ -194,16 +156,6 @@ def test_attacks_stay_within_epsilon_and_the_pixel_range(trained, epsilon, rando
         assert attacked.shape == trained[1].shape and attacked.dtype == torch.float32
         assert (attacked - trained[1].float()).abs().max() <= epsilon + 1e-4
         assert attacked.min() >= 0 and attacked.max() <= 255
-
-
-def test_fgsm_moves_every_pixel_by_epsilon(trained):
-    """Section 3.4: "one gradient descent step ... with the update on each pixel set to epsilon"."""
-    network, images, labels = trained
-    pixels = images.float().requires_grad_()
-    nn.functional.cross_entropy(network(pixels), labels).backward()
-    network.zero_grad()
-    expected = (images.float() + 2 * pixels.grad.sign()).clamp(0, 255)
-    torch.testing.assert_close(eval_robust.fgsm(*trained, 2), expected)
 
 
 def test_fgsm_of_a_linear_model_is_known():
@@ -331,49 +283,6 @@ def test_attacks_equal_a_public_library(trained):
         assert ((ours - 255 * theirs).abs() < 1e-2).float().mean() > 0.998
 
 
-@pytest.fixture(scope="module")
-def demo():
-    """A small EfficientNet after 40 steps on the demo's labelled images, and 100 of them."""
-    images = datasets.demo(0, 30, unlabeled=20, val_per_class=1, test_per_class=1).labeled
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = efficientnet("0.2x0.2", 10, dropout=0.0, survival_prob=1.0)
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 0.1  # 40 steps are too few for EfficientNet's own
-        model = eval_robust.from_pixels(network, CPU)
-        network.train()
-        optimizer = torch.optim.Adam(network.parameters(), 0.005)
-        for _ in range(40):
-            batch = torch.randperm(300)[:60]
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(
-                model(images.pixels[batch]), images.labels[batch]).backward()
-            optimizer.step()
-    optimizer.zero_grad()
-    network.eval()
-    assert accuracy(model, images.pixels, images.labels) > 0.6
-    return network, model, images.pixels[::3], images.labels[::3]
-
-
-@pytest.mark.parametrize("epsilon", [1, 2, 4, 8])
-def test_pgd_is_at_least_as_strong_as_fgsm_on_a_network_trained_on_the_demo(demo, epsilon):
-    _, *attacked = demo
-    model, _, labels = attacked
-    with torch.no_grad():
-        fgsm, pgd = eval_robust.fgsm(*attacked, epsilon), eval_robust.pgd(*attacked, epsilon)
-        assert loss(model, pgd, labels) >= loss(model, fgsm, labels)
-        assert accuracy(model, pgd, labels) <= accuracy(model, fgsm, labels)
-
-
-def test_a_network_from_pixels_is_attacked_without_a_trace(demo):
-    network, *attacked = demo
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    eval_robust.pgd(*attacked, 4, steps=2)
-    assert all(parameter.grad is None for parameter in network.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
 def test_from_pixels_switches_dropout_off():
     network = efficientnet("0.2x0.2", 10, dropout=0.5).train()
     model = eval_robust.from_pixels(network, CPU)
@@ -419,7 +328,7 @@ def test_quick_suite_leaves_the_global_random_numbers_alone(pictures):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    eval_robust.quick_suite(Glance().eval(), pictures, torch.zeros(30, dtype=torch.long))
+    eval_robust.quick_suite(Glance().eval(), pictures, torch.zeros(30, dtype=torch.long), limit=5)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -554,7 +463,7 @@ def measure(tmp_path, monkeypatch):
     return measure
 
 
-def test_large_images_are_attacked_a_few_at_a_time_and_small_ones_many():
+def test_large_images_are_attacked_a_few_at_a_time_and_small_ones_many(monkeypatch):
     """All maps are kept for the gradient: of 250 images of B7 at 600 pixels, 700 GB."""
     sizes = {size: reading.size_to_attack(size) for size in (32, 64, 224, 600, 800, 5000)}
     assert sizes == {32: 250, 64: 250, 224: 20, 600: 2, 800: 1, 5000: 1}
@@ -564,6 +473,8 @@ def test_large_images_are_attacked_a_few_at_a_time_and_small_ones_many():
         seen.append(len(images))
         return images.flatten(1)[:, :10].float()
 
+    monkeypatch.setattr(eval_robust.corruptions, "corrupt", lambda images, *_: images)
+    monkeypatch.setattr(eval_robust.corruptions, "perturb", lambda images, *_: [images] * 2)
     eval_robust.quick_suite(network, pixels, torch.zeros(70, dtype=torch.int64))
     assert max(seen) == 250 // 4
 

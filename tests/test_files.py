@@ -131,22 +131,6 @@ def test_what_is_no_dict_of_settings_is_no_run_of_them():
 
 # ---- Claims ----
 
-CLAIM = """
-import sys
-from pathlib import Path
-from support import files
-with files.claim(Path(sys.argv[1]), {"seed": 1}):
-    print("claimed")
-"""
-
-
-def claim_elsewhere(folder):
-    """The output of another process that claims a run of the seed 1."""
-    command = [sys.executable, "-c", CLAIM, str(folder)]
-    top = Path(__file__).parents[1]
-    result = subprocess.run(command, cwd=top, capture_output=True, text=True)
-    return (result.stdout + result.stderr).strip().splitlines()[-1]
-
 
 def test_a_lock_is_one_processs_at_a_time_and_leaves_nothing_behind(tmp_path):
     with files.lock("a run", tmp_path / "a.lock"):
@@ -237,17 +221,6 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_run_is_claimed_by_one_process_at_a_time(tmp_path):
-    folder = tmp_path / "deep" / "run"
-    with files.claim(folder, {"seed": 1}):
-        assert "another process is at this run" in claim_elsewhere(folder)
-    assert claim_elsewhere(folder) == "claimed"
-    with pytest.raises(KeyboardInterrupt), files.claim(folder, {"seed": 1}):
-        raise KeyboardInterrupt
-    with files.claim(folder, {"seed": 1}):  # an interrupted run continues
-        assert json.loads((folder / "config.json").read_text()) == {"seed": 1}
-
-
 def test_a_claim_of_other_settings_is_refused_and_changes_nothing(tmp_path):
     with files.claim(tmp_path, {"seed": 1, "sizes": (2, 3)}):
         pass
@@ -275,12 +248,6 @@ def test_a_place_that_cannot_be_claimed_stays_as_it_is(tmp_path):
 def test_a_digest_takes_weights_in_bfloat16():
     weights = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
     assert files.digest(weights) == files.digest(weights.float())
-
-
-def test_a_damaged_json_file_is_one_clear_line(tmp_path):
-    (tmp_path / "settings.json").write_bytes(b"")
-    with pytest.raises(InputError, match="settings.json is damaged: remove it"):
-        files.read_json(tmp_path / "settings.json")
 
 
 def test_the_place_of_an_output_is_itself_or_its_nearest_parent(tmp_path):

@@ -3,16 +3,11 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from support import InputError, devices, files, folders, names
-
-ROOT = Path(__file__).parents[1]
 
 FOUND = ["pool/a.jpg", "pool/é/b c.jpg", "pool/" + os.fsdecode(b"\xff.png"), "pool/z" * 30]
 
@@ -74,29 +69,6 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL and os.listdir(tmp_path) == []
-
-
-def test_torchruns_processes_map_what_the_first_one_wrote(tmp_path):
-    script = tmp_path / "write.py"
-    script.write_text(f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from support import devices, names
-devices.choose("cpu")
-found = names.write(iter(["a.jpg", "b.jpg"] if devices.rank() == 0 else []), {str(tmp_path)!r})
-empty = names.write(iter([]), {str(tmp_path)!r})
-with open(f"{str(tmp_path)}/{{devices.rank()}}.txt", "w") as file:
-    file.write(f"{{list(found)}}, {{len(empty)}}")
-devices.dist.destroy_process_group()
-""")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "--standalone", script]
-    result = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                            capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    said = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
-    assert said == ["['a.jpg', 'b.jpg'], 0"] * 2
-    assert sorted(os.listdir(tmp_path)) == ["0.txt", "1.txt", "write.py"]
 
 
 def test_of_several_machines_each_one_takes_the_names_of_its_own_first_process(monkeypatch):

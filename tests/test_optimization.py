@@ -3,32 +3,12 @@
 import dataclasses
 
 import pytest
-import timm.optim
 import torch
 from tiny import TINY
 
 import model
 import train
 from support import optimization
-
-
-def test_rmsprop_equals_timms_tensorflow_form():
-    torch.manual_seed(0)
-    start = [torch.randn(5, 3).double(), torch.randn(7).double()]
-    ours = [value.clone().requires_grad_() for value in start]
-    theirs = [value.clone().requires_grad_() for value in start]
-    options = {"lr": 0.016, "momentum": 0.9, "eps": 1e-3, "weight_decay": 1e-2}
-    optimizers = [
-        train.RMSpropTF(ours, decay=0.9, **options),
-        timm.optim.RMSpropTF(theirs, alpha=0.9, **options),
-    ]
-    for step in range(50):
-        for values, optimizer in zip((ours, theirs), optimizers, strict=True):
-            for number, value in enumerate(values):
-                value.grad = torch.sin(value.detach() * (step + 1) + number)
-            optimizer.step()
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_ema_equals_its_closed_form_for_weights_and_batch_norm_statistics():

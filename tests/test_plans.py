@@ -16,14 +16,6 @@ from support.images import ImageSet
 LOAD = model.Checkpoint.load
 
 
-def test_in_the_small_plans_the_teacher_is_noised_as_its_students_are():
-    for plan in ("demo", "cifar10", "own"):
-        teacher, *students = (generation.config for generation in iterate.PLANS[plan])
-        assert teacher.rand_augment_operations > 0
-        for student in students:
-            assert dataclasses.replace(student, arch=teacher.arch) == teacher
-
-
 def test_the_plans_by_name_are_those_without_a_flag(capsys):
     for name in plans.GENERATIONS:
         assert planned("--plan", name)[:2] == [iterate.PLANS[name], name]
@@ -69,6 +61,28 @@ def test_changes_reach_every_generation():
         assert (one.config.seed, one.config.epochs) == (3, 9.0)
         assert one.config.joint  # of train.py alone: here it is the generation's
         assert one.labelling.per_class == 7
+
+
+@pytest.mark.parametrize(("flags", "expected"), [
+    ((), {"threshold": 0.3, "balance": True, "noised_teacher": False, "temperature": 1.0,
+          "per_class": 800, "kind": "soft"}),
+    (("--threshold", "0.05"), {"threshold": 0.05}), (("--no-filter",), {"threshold": 0.0}),
+    (("--no-balance",), {"threshold": 0.3, "balance": False}),
+    (("--noised-teacher",), {"noised_teacher": True}),
+    (("--temperature", "0.7"), {"temperature": 0.7}),
+    (("--pseudo-labels", "hard"), {"kind": "hard"}),
+])
+def test_pseudo_labels_are_made_as_the_plan_and_the_flags_say(flags, expected):
+    for student in planned(*flags)[0][1:]:
+        assert vars(student.labelling).items() >= expected.items()
+
+
+def test_noise_can_be_taken_from_the_unlabeled_images_alone():
+    teacher, *students = (generation.config for generation in planned("--no-noise")[0])
+    for student in students:
+        assert not student.augment_unlabeled and not student.model_noise_unlabeled
+        assert student.rand_augment_operations > 0  # labelled images keep their noise
+    assert teacher.augment_unlabeled and teacher.model_noise_unlabeled
 
 
 def meta_parameters(config, classes):

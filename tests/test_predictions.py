@@ -4,9 +4,8 @@ import csv
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from doubles import label, write_folders
+from doubles import label, write_folders, write_teacher
 
 import pseudo_label
 from model import Checkpoint
@@ -15,8 +14,7 @@ from support import cli, datasets, predictions
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    return tiny.run(tiny.TINY, tiny.make_splits(), folder / "teacher.pt", students=False)
+    return write_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pt")
 
 
 @pytest.fixture

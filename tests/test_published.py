@@ -6,7 +6,6 @@ their table says what they change of the paper's recipe. tests/mutants.py shows 
 """
 
 import dataclasses
-import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -168,8 +167,9 @@ def test_the_resolution_fix_is_short_clean_and_at_the_rate_that_the_training_end
     assert dataclasses.asdict(fix) | {"learning_rate": None} == expected | {"learning_rate": None}
     for step in (0, fix.total_steps // 2, fix.total_steps - 1):
         assert train.learning_rate(step, fix) == pytest.approx(0.128 * 0.97**145)  # 350 / 2.4
-    cosine = dataclasses.replace(config, schedule="cosine")
+    cosine = dataclasses.replace(config, schedule="cosine", frozen_stages=3)  # these stay three
     assert train.resolution_fix(cosine, 800).learning_rate == pytest.approx(0.016 / 10)
+    assert train.resolution_fix(cosine, 800).frozen_stages == 3
 
 
 # ---- The plans ----
@@ -440,17 +440,20 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
         return labels({}, None, len(labelled), {"pool": [1] * 10}, pool)
 
     def load(path):
-        return SimpleNamespace(name=path.stem, arch="", image_size=32, val_top1=100.0,
-                               network=functools.partial(torch.nn.Linear, 1, 1))
+        network, size = torch.nn.Linear(1, 1), 48 if "48" in path.stem else 32
+        network.name = path.stem
+        return SimpleNamespace(name=path.stem, arch="", image_size=size, val_top1=100.0,
+                               network=lambda: network)
 
     monkeypatch.setattr(train, "train", learn)
-    monkeypatch.setattr(train, "accuracy", lambda network, images, *rest: tested.append(images))
+    monkeypatch.setattr(train, "accuracy", lambda network, images, size, machine: (
+        tested.append(images) or f"{network.name} at {size} pixels"))
     monkeypatch.setattr(train, "answers", lambda network, images, *rest: (
         tested.append(images) or torch.zeros(len(images), 5, dtype=torch.int64)))
     monkeypatch.setattr(pseudo_label, "label", label)
     monkeypatch.setattr(iterate, "Checkpoint", SimpleNamespace(load=load))
     how = Labelling(temperature=0.7), Labelling(per_class=5)
-    iterate.iterate((
+    report = iterate.iterate((
         iterate.Generation("teacher", TINY),
         iterate.Generation("student 1", TINY, how[0]),
         iterate.Generation("student 2", TINY, how[1], 48, joint=False, from_teacher=True),
@@ -484,6 +487,8 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
     assert labelled == [("teacher", how[0], *seeds["student 1"]),
                         ("student-1", how[1], *seeds["student 2"])]
     assert len(tested) == 5 and all(images is splits.test for images in tested)
+    assert [row["labels_only_test_top1"] for row in report["generations"]] == [
+        None, "student-1-labels-only at 32 pixels", "student-2-labels-only-48-px at 48 pixels"]
 
 
 # ---- The released test sets ----

@@ -36,7 +36,7 @@ def assert_textbook(confidence, label, *arguments):
         positions.tolist() for positions in expected]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(labelled_pools(), st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.integers(1, 70),
        st.sampled_from([1, 7, 2**22]))
 def test_ranked_equals_its_textbook_definition(pool, threshold, wanted, block):

@@ -1,6 +1,5 @@
 """Images are read in batches, clean, by any number of processes; a network without noise."""
 
-import itertools
 import multiprocessing
 import os
 import signal
@@ -90,16 +89,6 @@ def test_workers_end_with_the_reading_even_while_its_error_is_kept():
     assert kept.tb and not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_endless_batches_are_drawn_only_as_far_as_needed(filed, workers):
-    drawn = itertools.count()
-    endless = (torch.tensor([next(drawn) % 6]) for _ in itertools.count())
-    batches = reading.clean(filed, endless, 80, workers)
-    for _ in range(3):
-        next(batches)
-    assert next(drawn) <= 3 + 2 * workers
-
-
 # ---- Clean images ----
 
 
@@ -135,14 +124,6 @@ def test_clean_batches_from_files_are_center_crops(filed):
     assert np.array_equal(batches[1][0].permute(1, 2, 0), np.asarray(expected))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_breaks_after_it_was_listed_is_one_clear_line(filed, workers):
-    Path(filed.files[3]).write_bytes(b"broken since")
-    with pytest.raises(InputError) as raised:
-        list(reading.clean(filed, [torch.arange(6)], 80, workers))
-    assert filed.files[3] in str(raised.value) and "\n" not in str(raised.value)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_files_and_held_out_images_show_when_the_pool_is_opened(tmp_path, workers):
     own = write_classes(tmp_path / "pool", ["2019/summer", "2020"], 2, first_seed=200)
@@ -159,15 +140,6 @@ def test_broken_files_and_held_out_images_show_when_the_pool_is_opened(tmp_path,
     rest = pool.subset(usable.nonzero().flatten())
     assert torch.equal(pixels[usable], datasets.into_memory(rest, 8).pixels)
     assert not pixels[~usable].any()
-
-
-def test_reading_batches_leaves_torch_random_numbers_alone(filed):
-    torch.manual_seed(0)
-    list(reading.clean(filed, BATCHES, 80))
-    list(reading.clean(filed, BATCHES, 80, 0, frozenset()))
-    drawn = torch.rand(1)
-    torch.manual_seed(0)
-    assert torch.equal(drawn, torch.rand(1))
 
 
 # ---- A function of all images ----

@@ -140,20 +140,17 @@ def test_the_report_holds_what_happened_to_each_class_and_how_long_each_phase_to
         assert row["test_top1"] == pytest.approx(100 * right / 30)
 
 
-def test_warnings_are_in_the_report_and_at_its_end(run, capsys):
-    assert cli.run(iterate.main, [*RUN, "--out", str(run)]) == 0
-    said = capsys.readouterr().out
-    for text in json.loads((run / "report.json").read_text())["notes"]["warnings"]:
-        assert said.rindex(f"Warning: {text}") > said.index("test top-1 by class")
-    assert "--threshold 0.05 filters nothing: with 10 classes" in said
-
-
-def test_a_finished_run_started_again_reads_its_robustness(run, monkeypatch, capsys):
+def test_a_finished_run_started_again_reads_its_robustness_and_ends_with_its_warnings(
+        run, monkeypatch, capsys):
     before = (run / "report.json").read_bytes()
     monkeypatch.delattr(eval_robust, "quick_suite")
     assert cli.run(iterate.main, [*RUN, "--out", str(run)]) == 0
     assert (run / "report.json").read_bytes() == before
-    assert "corruption error" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "corruption error" in said
+    for text in json.loads(before)["notes"]["warnings"]:
+        assert said.rindex(f"Warning: {text}") > said.index("test top-1 by class")
+    assert "--threshold 0.05 filters nothing: with 10 classes" in said
 
 
 def test_robustness_is_left_out_on_request_and_can_be_added_later(run, capsys):

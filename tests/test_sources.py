@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from doubles import planned, write_folders
+from doubles import planned
 from noise_images import images_of, noise, write_classes
-from PIL import Image
 
 import iterate
 import train
@@ -62,21 +61,6 @@ def test_of_own_labelled_images_only_the_first_of_each_class_are_learned_from(
     assert sizes(splits) == [8, 4, 6 if with_val else 2, 4]
     first = [f"labeled/{name}/000{i}.png" for name in ("cat", "dog") for i in range(4)]
     assert [str(Path(file).relative_to(tmp_path)) for file in splits.labeled.files] == first
-
-
-def test_fewer_labelled_images_than_asked_for_are_an_error_that_names_the_class(own, tmp_path):
-    val = str(write_classes(tmp_path / "val", ["cat", "dog"], 3, first_seed=300))
-    with pytest.raises(InputError, match="^class cat: 11 labelled .*asked for of 10;"):
-        choose(replace(own, labels_per_class=11, val=val), "own", 8, 0)
-
-
-def test_own_folders_are_read(own, tmp_path):
-    splits = choose(own, "own", 8, 0)
-    assert sizes(splits) == [18, 4, 2, 4]
-    assert splits.unlabeled.labels.tolist() == [UNKNOWN] * 4
-    assert sizes(choose(replace(own, val_per_class=3), "own", 8, 0)) == [14, 4, 6, 4]
-    held_out = str(write_classes(tmp_path / "val", ["cat", "dog"], 5, first_seed=300))
-    assert sizes(choose(replace(own, val=held_out), "own", 8, 0)) == [20, 4, 10, 4]
 
 
 def test_a_labeled_folder_is_split(own):
@@ -240,7 +224,7 @@ def test_published_set_without_data_or_network_is_one_clear_line(error, stand_in
 
 def test_unknown_published_set_lists_the_known_ones(capsys):
     with pytest.raises(SystemExit):
-        run("--dataset", "mnist")
+        cli.run(iterate.main, ["--dataset", "mnist"])
     assert re.search("--dataset: invalid choice: 'mnist' .*cifar10", capsys.readouterr().err)
 
 
@@ -332,74 +316,20 @@ def test_a_labelling_that_could_not_end_well_is_refused(own, monkeypatch, change
 # ---- From the command line of the loop ----
 
 
-@pytest.fixture
-def folders(tmp_path):
-    return write_folders(tmp_path)
+def test_digits_of_svhn_are_not_mirrored_unless_asked_for():
+    for more, flip in ([], False), (["--flip"], True):
+        generations, *_ = planned("--dataset", "svhn", "--plan", "cifar10-cpu", *more)
+        assert {one.config.flip for one in generations} == {flip}
 
 
-def run(*arguments):
-    return cli.run(iterate.main, [str(argument) for argument in arguments])
-
-
-def test_digits_of_svhn_are_not_mirrored_unless_asked_for(monkeypatch, tmp_path):
-    seen = []
-
-    def stop(generations, *_, **__):
-        seen.append(generations[0].config.flip)
-        raise InputError("far enough")
-
-    monkeypatch.setattr(sources, "read_published", lambda *_, **__: datasets.demo(0, 2, 20, 1, 1))
-    monkeypatch.setattr(iterate, "iterate", stop)
-    for more in ([], ["--flip"]):
-        arguments = ["--dataset", "svhn", "--plan", "cifar10-cpu", *more]
-        assert run(*arguments, "--out", tmp_path / f"run{len(seen)}") == 2
-    assert seen == [False, True]
-
-
-@pytest.mark.parametrize(("dataset", "plan", "image_size"), [
-    ("cifar10", "cifar10", 32), ("cifar100", "cifar10", 32), ("svhn", "svhn", 32),
-    ("stl10", "own", 96), ("imagenette", "own", 224),
-])
-def test_a_published_set_has_a_plan_that_fits_it(dataset, plan, image_size):
-    assert planned("--dataset", dataset)[1:] == [plan, image_size]
-
-
-@pytest.mark.parametrize(("side", "plan", "image_size"), [
-    (28, "cifar10", 32), (48, "cifar10", 48), (64, "cifar10", 64), (65, "own", 224),
-])
-def test_small_images_of_a_folder_keep_their_size(side, plan, image_size, tmp_path):
-    for number, folder in enumerate(("labeled/cat", "labeled/dog")):
-        (tmp_path / folder).mkdir(parents=True)
-        Image.new("RGB", (side, side - number)).save(tmp_path / folder / "0.png")
-    source = ("--labeled", str(tmp_path / "labeled"))
-    assert planned(*source)[1:] == [plan, image_size]
+def test_small_images_of_a_folder_keep_their_size(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        noise(0, 48, 48).save(tmp_path / name / "0.png")
+    source = ("--labeled", str(tmp_path))
+    assert planned(*source)[1:] == ["cifar10", 48]
     assert planned(*source, "--image-size", "40")[2] == 40
     assert planned(*source, "--plan", "cifar10-cpu")[2] == 32
-
-
-def test_a_forgotten_labeled_folder_does_not_start_the_demo(tmp_path, capsys):
-    assert run("--unlabeled", tmp_path / "pool", "--out", tmp_path / "out") == 2
-    assert "--unlabeled does not go with the demo's images" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_validation_is_a_tenth_of_a_folder_that_is_split(folders, monkeypatch):
-    found = []
-
-    def stop(generations, splits, out, *_, **__):
-        found.append(splits)
-        raise InputError("far enough")
-
-    monkeypatch.setattr(iterate, "iterate", stop)
-    run("--plan", "cifar10-cpu", "--train", folders / "labeled", "--test", folders / "test",
-        "--labels-per-class", "3", "--allow-chance", "--out", folders / "out")
-    assert [len(found[0].labeled), len(found[0].unlabeled), len(found[0].validation)] == [6, 4, 2]
-
-
-def test_more_labels_than_there_are_is_an_error(folders, capsys):
-    assert run("--plan", "cifar10-cpu", "--train", folders / "labeled", "--test", folders / "test",
-               "--labels-per-class", "6", "--val-per-class", "1", "--out", folders / "out") == 2
-    assert "class bright: 6 labelled and 1 validation" in capsys.readouterr().err
 
 
 def test_a_run_among_the_images_that_are_split_is_refused(own, capsys):

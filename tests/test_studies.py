@@ -22,12 +22,10 @@ import iterate
 from iterate import Generation
 from model import Checkpoint
 from pseudo_label import Labelling
-from support import InputError, datasets, files, images
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from results import measure, studies, verdicts
 from results.measure import Run
 from results.studies import AS_MANY_IMAGES, NOISY, STUDIES, SUPERVISED
+from support import InputError, datasets, files, images
 
 CONFIG = dataclasses.replace(TINY, epochs=1.0)
 TEACHER = Generation("teacher", CONFIG)

@@ -1,16 +1,13 @@
 """The tables and the picture that results/summarize.py makes of the reports of several seeds."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "results"))
-import summarize
-
+from results import summarize
 from support import InputError
 
 TEST = {"teacher": [60.0, 62.0, 70.0], "student": [66.0, 65.0, 70.5]}

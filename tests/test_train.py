@@ -5,7 +5,6 @@ What a run does with its files is in test_runs.py.
 
 import dataclasses
 import functools
-import inspect
 import math
 import re
 import shutil
@@ -18,7 +17,6 @@ import torch
 from tiny import TINY, run, same, weights, write_images
 from torch.nn.functional import cross_entropy
 
-import iterate
 import model
 import train
 from support import InputError, cli, datasets, devices, runs
@@ -62,9 +60,9 @@ def test_joint_loss_equals_a_plain_computation(ratio, normalization, kind):
             "algorithm1": labeled + unlabeled,
             "official": labeled + ratio * unlabeled,
         }[normalization]
+    how = () if normalization == "concat" else (0.1, normalization)  # without them: by default
     result = train.joint_loss(
-        torch.tensor(logits), torch.tensor(labels), given if ratio else None, 0.1, normalization,
-    )
+        torch.tensor(logits), torch.tensor(labels), given if ratio else None, *how)
     assert result.item() == pytest.approx(total, rel=1e-5)
 
 
@@ -191,55 +189,7 @@ def test_one_kind_of_images_alone_counts_as_its_mean_whatever_the_normalization(
     torch.testing.assert_close(loss, cross_entropy(logits, targets))
 
 
-def last_step(normalization, ratio, weight_decay=0.0):
-    """What RMSProp's 200th step moves, when its squared average has long forgotten its start."""
-    weight = torch.nn.Parameter(torch.ones(4, 8, dtype=torch.float64))
-    images = torch.randn(1 + ratio, 8, dtype=torch.float64,
-                         generator=torch.Generator().manual_seed(0)) / 1e5
-    optimizer = train.RMSpropTF([weight], lr=1e-4, weight_decay=weight_decay)
-    for _ in range(200):
-        before = weight.detach().clone()
-        optimizer.zero_grad()
-        train.joint_loss(images @ weight.T, torch.tensor([2]), torch.softmax(images[1:, :4], 1),
-                         0.1, normalization).backward()
-        optimizer.step()
-    return before - weight.detach()
-
-
-@pytest.mark.parametrize("ratio", [3, 14, 28])
-def test_steps_of_rmsprop_scale_with_the_loss_where_gradients_are_small(ratio):
-    """Epsilon is inside the root and large: the authors' sum l + r u moves 1 + r times as far as
-    section 3.1's average.
-    """
-    ratios = last_step("official", ratio) / last_step("concat", ratio)
-    torch.testing.assert_close(ratios, torch.full_like(ratios, 1 + ratio), rtol=1e-3, atol=0)
-
-
-@pytest.mark.parametrize("ratio", [3, 14, 28])
-def test_weight_decay_weighs_less_beside_the_authors_sum(ratio):
-    share = {}  # of weight decay in a step, relative to that of the loss
-    for normalization in ("official", "concat"):
-        plain = last_step(normalization, ratio)
-        share[normalization] = (last_step(normalization, ratio, 1e-6) - plain) / plain
-    ratios = share["concat"] / share["official"]
-    torch.testing.assert_close(ratios, torch.full_like(ratios, 1 + ratio), rtol=1e-2, atol=0)
-
-
-def test_the_papers_plan_takes_the_authors_loss_and_small_plans_the_average():
-    assert TrainConfig().normalization == train.recipe("b7").normalization == "official"
-    assert inspect.signature(train.joint_loss).parameters["normalization"].default == "concat"
-    found = {name: {one.config.normalization for one in plan}
-             for name, plan in iterate.PLANS.items()}
-    assert found["paper"] == {"official"}
-    assert found["demo"] == found["cifar10-cpu"] == found["cifar10"] == found["own"] == {"concat"}
-
-
 # ---- Trainings ----
-
-
-def test_equal_seeds_give_equal_weights(splits, tmp_path):
-    one, other = (run(TINY, splits, tmp_path / name) for name in ("a.pt", "b.pt"))
-    assert same(weights(one), weights(other))
 
 
 CHANGES = {
@@ -263,6 +213,10 @@ def baseline(splits, tmp_path_factory):
             "exponential": run(exponential, splits, folder / "b.pt")}
 
 
+def test_equal_seeds_give_equal_weights(splits, tmp_path, baseline):
+    assert same(weights(run(TINY, splits, tmp_path / "a.pt")), weights(baseline["cosine"]))
+
+
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainConfig)])
 def test_every_field_of_the_configuration_changes_the_training(field, splits, tmp_path, baseline):
     if field == "labeled_images":  # set by train() itself: what an epoch is
@@ -284,35 +238,15 @@ def test_every_field_of_the_configuration_changes_the_training(field, splits, tm
         assert not same(weights(changed), weights(reference))
 
 
-@pytest.mark.parametrize("options", [{"kind": "hard"}, {"balanced": np.arange(40)},
-                                     {"students": False}])
-def test_other_pseudo_labels_change_the_training(options, splits, tmp_path, baseline):
-    changed = run(TINY, splits, tmp_path / "c.pt", **options)
-    assert not same(weights(changed), weights(baseline["cosine"]))
-
-
-def test_log_tells_both_losses_and_the_agreement(splits, tmp_path):
-    run(TINY, splits, tmp_path / "a.pt")
-    steps = [line for line in tiny.log_lines(tmp_path / "a.pt") if "loss" in line]
+def test_log_tells_both_losses_and_the_agreement(baseline):
+    steps = [line for line in tiny.log_lines(baseline["cosine"]) if "loss" in line]
     assert [line["step"] for line in steps] == list(range(round(3 * 20 / 8)))
     assert {"loss_labeled", "loss_unlabeled", "accuracy_labeled", "agreement_unlabeled",
             "learning_rate", "images_per_second"} <= steps[0].keys()
 
 
-def test_a_teacher_is_trained_on_labels_alone(splits, tmp_path):
-    run(TINY, splits, tmp_path / "a.pt", students=False)
-    assert "loss_unlabeled" not in (tmp_path / "a.jsonl").read_text()
-
-
-def test_a_teacher_is_trained_in_micro_batches_too(splits, tmp_path):
-    config = dataclasses.replace(TINY, accumulation_steps=2)
-    one, other = (run(changed, splits, tmp_path / f"{number}.pt", students=False)
-                  for number, changed in enumerate((TINY, config)))
-    assert not same(weights(one), weights(other))  # BatchNorm sees other images
-
-
-def test_the_checkpoint_is_the_average_with_the_best_validation_accuracy(splits, tmp_path):
-    path = run(TINY, splits, tmp_path / "a.pt")
+def test_the_checkpoint_is_the_average_with_the_best_validation_accuracy(splits, baseline):
+    path = baseline["cosine"]
     checkpoint = model.Checkpoint.load(path)
     network = checkpoint.network()
     assert not network.training
@@ -395,14 +329,6 @@ def test_a_student_may_start_from_its_teachers_weights(splits, tmp_path):
             torch.testing.assert_close(value, learned[key])
 
 
-def test_the_resolution_fix_of_a_network_of_other_classes_is_an_error(splits, tmp_path):
-    other = dataclasses.replace(splits, labeled=dataclasses.replace(
-        splits.labeled, classes=tuple("0123456789")))
-    start = run(TINY, splits, tmp_path / "digits.pt", students=False)
-    with pytest.raises(InputError, match="digits.pt knows other classes"):
-        run(train.resolution_fix(TINY, 32), other, tmp_path / "a.pt", students=False, start=start)
-
-
 def test_a_start_of_another_architecture_is_an_error(splits, tmp_path):
     teacher = run(TINY, splits, tmp_path / "teacher.pt", students=False)
     for change, said in (
@@ -410,27 +336,6 @@ def test_a_start_of_another_architecture_is_an_error(splits, tmp_path):
             ({"small_images": True}, "give --arch 0.25x0.34 --no-small-images")):
         with pytest.raises(InputError, match=f"teacher.pt holds .*{said}"):
             run(dataclasses.replace(TINY, **change), splits, tmp_path / "a.pt", start=teacher)
-
-
-@pytest.mark.parametrize(("content", "name"), [(None, "missing.pt"), (b"nonsense", "broken.pt")])
-def test_a_missing_or_broken_checkpoint_is_an_error_and_not_random_weights(
-        content, name, splits, tmp_path):
-    if content:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=name):
-        model.Checkpoint.load(tmp_path / name)
-    with pytest.raises(InputError, match=name):
-        run(TINY, splits, tmp_path / "a.pt", start=tmp_path / name)
-
-
-def test_resolution_fix_takes_the_last_rate_of_the_schedule_and_keeps_it():
-    """0.128 * 0.97^145 after 350 epochs, one factor every 2.4."""
-    before = dataclasses.replace(train.recipe("l2"), labeled_images=1_281_167)
-    config = train.resolution_fix(before, 800)
-    rates = {train.learning_rate(step, config) for step in range(config.total_steps)}
-    assert rates == {train.learning_rate(before.total_steps - 1, before)}
-    assert rates.pop() == pytest.approx(0.128 * 0.97**145) == pytest.approx(0.00155, rel=0.01)
-    assert 930 < config.total_steps < 945  # 1.5 epochs of 2048 images a step
 
 
 @pytest.mark.parametrize(("epochs", "decay_epochs", "decays"), [
@@ -441,13 +346,6 @@ def test_a_decay_that_no_step_has_seen_is_none_of_resolution_fixs(epochs, decay_
     rate = train.learning_rate(before.total_steps - 1, before)
     if decays:  # else it is still warming up
         assert rate == pytest.approx(0.128 * 0.1**decays)
-
-
-def test_resolution_fix_after_a_cosine_falls_from_a_tenth_to_zero():
-    config = train.resolution_fix(dataclasses.replace(TINY, labeled_images=8000), 48)
-    first, last = (train.learning_rate(step, config) for step in (0, config.total_steps - 1))
-    assert first == pytest.approx(TINY.learning_rate * TINY.batch_size / 256 / 10)
-    assert last < 0.01 * first
 
 
 def test_resolution_fix_is_one_flag(splits, tmp_path, capsys):
@@ -465,16 +363,6 @@ def test_resolution_fix_is_one_flag(splits, tmp_path, capsys):
     assert cli.run(train.main, [*flags, "--start-from", str(teacher), "--unlabeled", "x",
                                 "--pseudo-label-dir", "y"]) == 2
     assert "on labelled images alone: leave out --unlabeled" in capsys.readouterr().err
-
-
-def test_resolution_fix_is_a_short_clean_fine_tuning_of_the_deep_layers():
-    config = train.resolution_fix(TrainConfig(arch="l2", image_size=475), 800)
-    assert (config.image_size, config.epochs, config.arch) == (800, 1.5, "l2")
-    images = torch.randint(0, 256, (4, 3, 80, 80), dtype=torch.uint8)
-    assert torch.equal(train.noise(make_batch(images, 4), config, 0), images)  # unaugmented
-    assert config.unlabeled_ratio == 0 and config.frozen_stages == 5
-    fewer = dataclasses.replace(config, frozen_stages=3)
-    assert train.resolution_fix(fewer, 800).frozen_stages == 3
 
 
 def test_resolution_fix_leaves_the_shallow_layers_as_they_were(splits, tmp_path):
@@ -500,9 +388,8 @@ def test_the_larger_resolution_is_read_from_the_files(splits, tmp_path):
 # ---- Command line ----
 
 
-@pytest.mark.parametrize("part", ["labeled", "val"])
 def test_changed_images_under_the_same_names_do_not_keep_the_old_checkpoint(
-        part, splits, tmp_path, capsys):
+        splits, tmp_path, capsys):
     """Above 64 pixels the images stay files, and the same command finds other ones there."""
     write_images(splits.labeled, tmp_path / "labeled")
     write_images(splits.validation, tmp_path / "val")
@@ -511,7 +398,7 @@ def test_changed_images_under_the_same_names_do_not_keep_the_old_checkpoint(
                  "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "a.pt")]
     assert cli.run(train.main, arguments) == 0
     assert cli.run(train.main, arguments) == 0  # finished already
-    (tmp_path / part / "0" / "0.png").write_bytes((tmp_path / part / "1" / "2.png").read_bytes())
+    (tmp_path / "val/0/0.png").write_bytes((tmp_path / "val/1/2.png").read_bytes())
     assert cli.run(train.main, arguments) == 2
     assert "other settings (" in capsys.readouterr().err
 
@@ -551,13 +438,6 @@ def test_an_architecture_brings_its_recipe_and_flags_change_it(splits, tmp_path)
     with mock.patch.object(train, "train") as started:
         assert cli.run(train.main, arguments) == 0
     assert started.call_args.args[0] == dataclasses.replace(train.recipe("b2"), epochs=9.0)
-
-
-@pytest.mark.parametrize("flags", [["--unlabeled", "pool"], ["--pseudo-label-dir", "labels"]])
-def test_a_pool_and_its_pseudo_labels_go_together(flags, tmp_path, capsys):
-    arguments = ["--labeled", str(tmp_path), *flags, "--out", str(tmp_path / "a.pt")]
-    assert cli.run(train.main, arguments) == 2
-    assert "--unlabeled and --pseudo-label-dir go together" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [("--learning-rate", "1e25", "--optimizer", "sgd"),

@@ -1,15 +1,12 @@
 """The page that results/verdicts.py makes of measured studies, against closed forms."""
 
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from results import verdicts
 from results.verdicts import Contrast
 
