@@ -236,6 +236,7 @@ def measure_all(waiting: dict[tuple, Run], processes: int, data: str, labels: in
                 del waiting[seed, run.key]
                 job = pool.submit(measure, run, seed, data, labels, folder, run.key in robust)
                 running[job] = seed, run
+
             for job in wait(running, return_when=FIRST_COMPLETED).done:
                 seed, run = running.pop(job)
                 try:

@@ -270,19 +270,23 @@ def measure(flags: Flags) -> None:
     splits = read_splits(flags.data, LABELS, BASE.image_size, seed=max(seeds))
     if file.suffix != ".json":
         raise InputError(f"--results {file}: give a name that ends in .json")
+
     here = {"processor": processor(), "torch": torch.__version__}
     contents = images.digests(read_all(flags.data, BASE.image_size)) | {"labels": LABELS}
     known = json.loads(file.read_text()) if file.exists() else {"images": contents, "seeds": {}}
     if known["images"] != contents:
         raise InputError(f"{file} was measured on other images: give another --results")
+
     # Not built on: checkpoints of other images, or of another processor, which rounds differently.
     folder /= files.digest(*here.values(), json.dumps(contents))[:8]
     folder.mkdir(parents=True, exist_ok=True)
+
     wanted = {run.key: run for name in names for run in STUDIES[name].runs.values()}
     commit = ""
     if shutil.which("git"):
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True,
                                 capture_output=True).stdout.strip()
+
     waiting: dict[tuple, Run] = {}
     for seed in seeds:
         fresh = here | {"runs": {}}
@@ -299,6 +303,7 @@ def measure(flags: Flags) -> None:
     whole = {place: run.costs(splits.sizes) for place, run in waiting.items()}
     costs = {(seed, key): whole[seed, key] - (run.before.costs(splits.sizes) if run.before else 0)
              for (seed, key), run in waiting.items()}
+
     failed = len(costs)
     bar = tqdm(total=sum(costs.values()), desc=f"{len(costs)} trainings", bar_format=BAR)
     try:

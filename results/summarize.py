@@ -76,6 +76,7 @@ def main(flags: Flags) -> None:
             raise InputError(f"{file} is no report.json of iterate.py")
         if len(report["generations"]) != len(reports[0]["generations"]):
             raise InputError(f"{file} has another number of generations than {flags.reports[0]}")
+
     seeds = ", ".join(str(report["seed"]) for report in reports)
     generations = [*zip(*(report["generations"] for report in reports), strict=True)]
     robust = all(row.get("robustness") for rows in generations for row in rows)
@@ -87,12 +88,14 @@ def main(flags: Flags) -> None:
                 spread([functools.reduce(operator.getitem, keys.split(), row) for row in flat])
                 for keys in columns.values())])
         print(table([f"seeds {seeds}", *columns], lines), end="\n\n")
+
     by_seed = {f"{rows[0]['name']}{name}": [row[key] for row in rows] for rows in generations
                for name, key in (("", "test_top1"), (", labels only", "labels_only_test_top1"))
                if None not in [row[key] for row in rows]}
     print(table(["seed", *by_seed], [
         [str(report["seed"]), *(f"{values[number]:.2f}" for values in by_seed.values())]
         for number, report in enumerate(reports)]), end="\n\n")
+
     last = generations[-1][0]["name"]
     for name, values in by_seed.items():
         if name != last:

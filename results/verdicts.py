@@ -153,6 +153,7 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
             (controls if contrast.control else claims).append(
                 [study.section, study.claim, in_words(values), verdict(contrast, values)])
             decidable += len(found) > 2 and not contrast.control
+
     sections = [section(dict(group), known)
                 for _, group in groupby(shown.items(), lambda item: item[1].runs)]
     minutes = sum(row["minutes"] for one in known["seeds"].values() for row in one["runs"].values())
@@ -195,6 +196,7 @@ def draw(studies: Mapping[str, Study], known: Mapping, file: Path) -> None:
     panels = figure.subplots(high, 3, squeeze=False).flatten()
     for panel in panels[len(shown):]:
         panel.set_axis_off()
+
     for panel, (name, rows) in zip(panels, shown.items(), strict=False):
         contrast = studies[name].contrast
         colors = {run: color for side, color in zip(contrast.sides, ("C0", "C1"), strict=True)

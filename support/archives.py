@@ -85,11 +85,13 @@ class TestSet:
             raise InputError(f"--epsilon is not for --suite {self.suite}, but for fgsm and pgd")
         if not Path(self.data_dir).is_dir():
             raise InputError(f"--data-dir {self.data_dir}: there is no such folder")
+
         classes, size = checkpoint.classes, self.image_size or checkpoint.image_size
         if classes is None:
             outputs = len(our_names(checkpoint.weights)["classifier.bias"])
             raise InputError(f"released weights of {outputs} classes, not of ImageNet's 1000, do "
                              "not say which: train such a network with train.py")
+
         needed = CLASSES.get(self.suite, 1000)
         if "-" in self.suite and len(classes) != needed:
             raise InputError(f"--suite {self.suite} needs a network of {needed} classes, and this "
@@ -99,6 +101,7 @@ class TestSet:
         if list(classes) not in ([*known], digits):
             raise InputError(f"--suite {self.suite} is of {images.first_names(known)}, this "
                              f"network of {images.first_names(classes)}: name class folders alike")
+
         # One's own images are told from others by all files of their folder.
         files.require_place(self.out, [] if "-" in self.suite else [self.data_dir])
         attacks = self.suite in ("fgsm", "pgd", "quick")
@@ -163,6 +166,7 @@ class TestSet:
             file for file in folders.walk(root) if file.lower().endswith(".mp4")]
         if not found:
             raise InputError(f"{root}: no <class>/*{'.mp4' if frames > 1 else '.jpg'} in it")
+
         files, allowed = [*map(Path, found)], self.allowed() or range(len(self.classes))
         numbers = {self.classes[number]: number for number in allowed}
         found = [file.relative_to(root).parts[0] for file in files]

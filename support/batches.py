@@ -176,6 +176,7 @@ def check(config, labeled: ImageSet, pseudo: PseudoLabels | None,
     if pseudo and len(pseudo.images) != len(pseudo.targets):
         raise InputError(f"{len(pseudo.images)} images do not match {len(pseudo.targets)} pseudo "
                          "labels")
+
     if device.type == "xla" and (machine.compile or machine.checkpoint_blocks):
         raise InputError("--compile and --checkpoint-blocks are not for XLA, which compiles by "
                          "itself: leave them out, or raise --accumulation-steps to save memory")
@@ -185,6 +186,7 @@ def check(config, labeled: ImageSet, pseudo: PseudoLabels | None,
     if device.type == "cuda" and config.precision == "bfloat16" and not (
             torch.cuda.is_bf16_supported(including_emulation=False)):
         images.say_once("Warning: this GPU imitates bfloat16, slowly: give --precision float32")
+
     count, parts = config.batch_size, config.accumulation_steps
     shares = devices.world_size() * devices.mesh_size(device)
     if count % (shares * parts):

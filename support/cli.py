@@ -136,6 +136,7 @@ def parse(main: Callable, argv: list[str] | None = None) -> list:
                 owner[name] = config
                 default = None if make is Given else config.__dataclass_fields__[name].default
                 _add_flag(group, name, *about, default, comments.get(name, ""))
+
     values, arguments = vars(parser.parse_args(argv)), []
     for make, config in parts:
         own = {name: value for name, value in values.items() if owner[name] is config}

@@ -100,11 +100,13 @@ def read_set(source: ImageSet, size: int | None, workers: int = 0,
     if not good:
         raise InputError(f"no images for the unlabelled pool: {len(skipped)} unreadable, {removed} "
                          "equal to held-out images; add images, or ask for fewer labels")
+
     labels, first = source.labels.tolist(), {}  # the first label of each image
     twice = [row for row in good if first.setdefault(found[row][1], labels[row]) != labels[row]]
     if twice and source.pixels is None:
         images.say_once(f"Warning: {len(twice)} images are in two classes: "
                         + images.first_names([items[row] for row in twice]))
+
     kept = source if len(good) == len(found) else source.subset(torch.tensor(good))
     if size:
         pixels = torch.from_numpy(np.stack([found[row][0] for row in good]))

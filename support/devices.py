@@ -67,6 +67,7 @@ def choose(name: str = "auto") -> torch.device:
         raise InputError(f"device {name} is not there: PyTorch finds none; use --device auto")
     if name == "cpu":
         _keep_freed_memory()
+
     if "LOCAL_RANK" not in os.environ:  # not started by torchrun
         return torch.device(name)
     backend, number = "gloo", None

@@ -81,6 +81,7 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
     if not expected and len(names) == 1:
         raise InputError(f"{folder}: only one class folder, {names[0]}; give the folder that holds "
                          "the class folders, two or more")
+
     if expected and set(names) != set(expected):
         missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
         alike = set(map(_composed, missing)) & set(map(_composed, extra))
@@ -88,11 +89,13 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
                          f"{first_names(missing) or 'none'} and remove "
                          f"{first_names(extra) or 'none'}"
                          + " (letters in another Unicode form: rename)" * bool(alike))
+
     inner = [sorted(e.name for e in os.scandir(Path(folder, name))
                     if e.is_dir() and not _hidden(e.name)) for name in names]
     if len(inner[0]) > 1 and all(found == inner[0] for found in inner):
         say_once(f"Warning: the classes of {folder} are {first_names(names)}, and each holds "
                  f"{first_names(inner[0])}: if these are the classes, give {folder}/{names[0]}")
+
     files, labels = [], []
     for label, name in enumerate(names):
         files += (found := list_images(Path(folder, name)))

@@ -127,6 +127,7 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
             raise InputError("--threshold does not go with --no-filter: give one of the two")
         labelling = labelling | {"threshold": 0.0}
     advice.of_labelling(labelling)
+
     # The first teacher has no teacher to start from, and no pseudo labels to train on first.
     of_teacher = {key: value for key, value in ablations.items()
                   if key in ("fixed_resolution", "start_from")}
@@ -136,6 +137,7 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
     if start and start.arch != archs[0]:
         raise InputError(f"--start-from: {file} holds a {start.arch}, not the teacher's "
                          f"{archs[0]}: give --arch {start.arch} first, or leave it out")
+
     for number, arch in enumerate(archs * len(generations) if len(archs) == 1 else archs):
         generation = generations[min(number, len(generations) - 1)]
         config, published = generation.config, recipe(arch)
@@ -157,6 +159,7 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
             # of a batch of 16, a quarter of the plan's, would be too small to learn anything.
             ratio = generation.config.batch_size / config.batch_size
             config = replace(config, learning_rate=config.learning_rate * ratio**0.5)
+
         chosen.append(replace(
             generation, name=f"student {number}" if number else "teacher", config=config,
             labelling=replace(generation.labelling, **labelling),
@@ -219,6 +222,7 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
             images.say_once(f"Warning: a {generation.config.arch} has no stochastic depth, as no "
                             "block after its first has a shortcut; from a depth of 0.3 on "
                             "some have one")
+
     for number in range(1, len(generations)):
         teacher, student = (one.config for one in generations[number - 1: number + 1])
         if not student.unlabeled_ratio:

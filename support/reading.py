@@ -171,6 +171,7 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
     image_size = image_size or source.size
     if image_size is None:
         raise InputError("images that are files need an image_size, in pixels")
+
     size = max(1, min(batch_size or size_for(image_size), len(source)))
     size += -size % devices.mesh_size(device)
     order = (rows for part in parts for rows in torch.arange(part.start, part.stop).split(size))

@@ -66,6 +66,7 @@ class Run:
             if other != self.out and other.is_file():
                 raise InputError(f"{other} is there, and the files beside {out} would be named as "
                                  "those beside it: choose another output")
+
         self.state = Path(f"{stem(out)}.resume")
         self.log_file = loop.log if loop else Path(f"{stem(out)}.jsonl")
         self.every, self.name, self.first, self.images, self.figures = every, name, 0, 0, {}

@@ -96,5 +96,6 @@ def summarize(path: str | Path, suite: str, mean_corruption_error: Callable,
         if suite != "cifar10-p":
             # paper: "Top-1 Acc." of table 5 is not defined; here: frames' mean, then the parts'.
             summary["top1"] = sum(part["top1"] for part in parts.values()) / len(parts)
+
     files.write_json(path, results | {"summary": summary})
     print(json.dumps(summary, indent=1))

@@ -98,6 +98,7 @@ def read_published(source: Source, image_size: int, seed: int, workers: int = 0)
             raise InputError(f"{home} is not whole: delete it, and run the same command again")
         source = replace(source, train=home / "train", test=home / "val")
         return read_folders(source, image_size, workers)
+
     train, test, *extra = map(as_set, found)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
     labeled, pool, validation = datasets.split(
@@ -161,6 +162,7 @@ def choose(source: Source, plan: str, config, machine: devices.Machine, out: Pat
         with_what = "the demo's images" if kind == "demo" else f"--{kind}"
         raise InputError(f"--{unread[0].replace('_', '-')} does not go with {with_what}: leave it "
                          "out, or give --labeled, --unlabeled and --test")
+
     if kind == "train" and not (source.test and source.labels_per_class):
         raise InputError("--train needs --test DIR and --labels-per-class N")
     if kind == "labeled" and not (source.test and source.unlabeled):
@@ -199,6 +201,7 @@ def read_training(flags, image_size: int,
         validation = datasets.read_folder(flags.val, image_size, labeled.classes, workers)
         if twice := datasets.shared(labeled, validation, ("labelled", "validation")):
             images.say_once(f"Warning: {twice} validation images are labelled images, too")
+
     if not flags.unlabeled:
         return labeled, validation, None
     pool = datasets.read_pool(flags.unlabeled, labeled.classes, flags.out)
@@ -227,6 +230,7 @@ def read_unlabeled(flags, how: dict, classes: tuple[str, ...],
     if flags.shard and devices.world_size() > 1:
         raise InputError("--shard is for processes without torchrun, whose processes share the "
                          "pool by themselves: leave it out")
+
     if flags.csv:
         without, wrong = "--csv", given.keys() - {"teacher", "unlabeled", "csv", "top"}
     else:
