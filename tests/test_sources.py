@@ -184,9 +184,9 @@ def test_the_labels_of_a_pool_belong_to_its_images(stand_in, tmp_path):
 
 def test_stl10_pool_has_unknown_labels_and_the_left_over_training_images(stand_in, tmp_path):
     stand_in("stl10", "STL10", fake_arrays(False, 96, "labels", 2, ["cat", "dog"]))
-    splits = published("stl10", tmp_path, 4, 1, image_size=32)
+    splits = published("stl10", tmp_path, 4, 1)
     assert splits.unlabeled.labels.tolist() == [0, 1] + [UNKNOWN] * 6
-    assert splits.test.pixels.shape == (4, 3, 32, 32)
+    assert splits.test.pixels.shape == (4, 3, 96, 96)
 
 
 @pytest.mark.parametrize(("pixels", "edition"), [(160, 160), (161, 320), (224, 320)])
