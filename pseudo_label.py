@@ -61,7 +61,7 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
 
     Args:
         images: an ImageSet, or (M, 3, H, W) uint8.
-        image_size, batch_size: pixels of the files' centre crops; images per forward pass.
+        image_size, batch_size: pixels of centre crops (None: as in memory); images at once.
         noise: for images of a noised teacher (table 6), with dropout and stochastic depth on, too.
             All randomness comes from `seed`; torch's own generator is left alone.
         held_out: fingerprints of images not to label; unreadable files are left out with them.

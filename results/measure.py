@@ -97,7 +97,7 @@ def read_splits(data: str, labels: int, size: int, pool: str = "all",
     rows = [(whole.labeled.labels == label).nonzero().flatten() for label in classes]
     if len(fewest := min(rows, key=len)) < (seed + 1) * labels:
         raise InputError(f"{data}/labeled: seed {seed} needs {(seed + 1) * labels} images of each "
-                         f"class, {labels} of them new ones, but one has {len(fewest)}: give "
+                         f"class, {labels} of them new ones, but one has {len(fewest)}: "
                          "lower --seeds")
     in_turn = torch.cat([of_class.roll(-seed * labels) for of_class in rows])
     splits = replace(whole, labeled=datasets.split(whole.labeled.subset(in_turn), labels, 0)[0])

@@ -87,6 +87,9 @@ class TestSet:
             raise InputError(f"--data-dir {self.data_dir}: there is no such folder")
 
         classes, size = checkpoint.classes, self.image_size or checkpoint.image_size
+        if self.suite == "quick" and size < 32:
+            raise InputError(f"--suite quick needs 32 pixels or more, not {size}: give a larger "
+                             "--image-size")
         if classes is None:
             outputs = len(our_names(checkpoint.weights)["classifier.bias"])
             raise InputError(f"released weights of {outputs} classes, not of ImageNet's 1000, do "
@@ -165,7 +168,7 @@ class TestSet:
         found = folders.list_images(root) if frames == 1 else [
             file for file in folders.walk(root) if file.lower().endswith(".mp4")]
         if not found:
-            raise InputError(f"{root}: no <class>/*{'.mp4' if frames > 1 else '.jpg'} in it")
+            raise InputError(f"{root}: no <class>/*.mp4 in it")
 
         files, allowed = [*map(Path, found)], self.allowed() or range(len(self.classes))
         numbers = {self.classes[number]: number for number in allowed}

@@ -76,7 +76,7 @@ def size_to_read(image_size: int, *sets: ImageSet) -> int | None:
     """image_size if the images of these sets are decoded now; None if they stay as they are."""
     few = sum(map(len, sets)) * 3 * image_size**2 <= MEMORY_LIMIT
     small = few and image_size <= LARGEST_IN_MEMORY
-    return image_size if small and sets[0].pixels is None else None
+    return image_size if small and sets[0].size != image_size else None
 
 
 def read_set(source: ImageSet, size: int | None, workers: int = 0,
@@ -85,9 +85,9 @@ def read_set(source: ImageSet, size: int | None, workers: int = 0,
 
     The images are decoded unless `size` is None. For a pool `held_out` is given: images that equal
     one of these, and files that cannot be read, are left out; elsewhere such files are an
-    InputError. So it is if nothing remains.
+    InputError. InputError, too, if nothing remains.
     """
-    items = source.files if source.pixels is None else source.pixels.permute(0, 2, 3, 1).numpy()
+    items = source.items
     found = images.inspect_all(items, size, workers)
     broken = [row for row, (_, seen) in enumerate(found) if isinstance(seen, str)]
     good = [row for row, (pixels, seen) in enumerate(found)

@@ -38,7 +38,7 @@ def walk(folder: str | Path) -> Iterator[str]:
             inner.clear()
             continue
         visited.add(real)
-        inner[:] = sorted(name for name in inner if not _hidden(name))
+        inner[:] = sorted((one for one in inner if not _hidden(one)), key=lambda one: one + "/")
         yield from (os.path.join(path, name) for name in sorted(names) if not _hidden(name))
 
 
@@ -57,7 +57,7 @@ def list_images(folder: str | Path) -> list[str]:
         say_once(f"{folder}: {len(others)} files left out that cannot be read as images (HEIC "
                  f"and a camera's raw data: convert them to JPEG): {first_names(others)}")
     if not found:
-        raise InputError(f"{folder}: no images in it; add some, or check the path")
+        raise InputError(f"{folder}: no images in it; add some, remove it, or check the path")
     return found
 
 
@@ -65,7 +65,7 @@ _composed = functools.partial(unicodedata.normalize, "NFC")
 
 
 def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
-    """The images of `folder`/<class>/, not yet decoded; classes and files sorted by name.
+    """The images of `folder`/<class>/, not yet decoded; classes sorted by name.
 
     InputError if there are none, or if the classes are not the `expected` ones.
     """

@@ -55,7 +55,7 @@ class ImageSet:
         return None if self.pixels is None else self.pixels.shape[-1]
 
     def at(self, size: int) -> "ImageSet":
-        """The same set, but as files where the images in memory have another size than theirs."""
+        """The same set; as files, if it has them and its pixels are not of that size."""
         return replace(self, pixels=None) if self.files and self.size != size else self
 
     def subset(self, indices: Tensor) -> "ImageSet":
@@ -65,11 +65,14 @@ class ImageSet:
         known = None if self.fingerprints is None else self.fingerprints[indices.numpy()]
         return ImageSet(self.labels[indices], self.classes, pixels, files, known)
 
+    @property
+    def items(self) -> Sequence[str] | np.ndarray:
+        """The paths, or arrays (N, S, S, 3)."""
+        return self.files if self.pixels is None else self.pixels.permute(0, 2, 3, 1).numpy()
+
     def read(self, index: int) -> Image.Image:
         """One image; InputError if its file cannot be read."""
-        if self.pixels is None:
-            return read_image(self.files[index])
-        return Image.fromarray(self.pixels[index].permute(1, 2, 0).contiguous().numpy())
+        return open_item(self.items[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +151,12 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
         with open_image(file) as image:
             image.load()  # turns a TIFF, and removes its orientation
             if upright:
-                with contextlib.suppress(Exception):  # EXIF data may hold anything, and be broken
+                try:
                     ImageOps.exif_transpose(image, in_place=True)
+                except MemoryError:
+                    raise
+                except Exception:  # EXIF data may hold anything, and be broken
+                    pass
             if image.mode[0] in "IF":  # Pillow would make all but the darkest levels white
                 found = _to_8_bits(image)
             elif image.has_transparency_data:
@@ -163,6 +170,11 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
                          "remove the image") from None
     except Exception as error:  # Pillow's decoders raise far more than OSError on broken files
         raise InputError(f"{file}: not a readable image ({error}); replace or remove it") from error
+
+
+def open_item(item: str | np.ndarray) -> Image.Image:
+    """The image of one of a set's `items`."""
+    return read_image(item) if isinstance(item, str) else Image.fromarray(item)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -205,12 +217,14 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
     machine fails: else all images of a lost disk would pass for broken ones.
     """
     try:
-        image = read_image(item) if isinstance(item, str) else Image.fromarray(item)
+        image = open_item(item)
     except InputError as error:
         cause = error.__cause__
         number = errno.ENOMEM if isinstance(cause, MemoryError) else getattr(cause, "errno", None)
-        folder = os.path.dirname(item) or "."  # gone, or empty, when a disk has dropped out
-        if number in FOR_NOW or not os.path.isdir(folder) or not any(os.scandir(folder)):
+        there = False  # its folder is gone, or empty, when a disk has dropped out
+        with contextlib.suppress(OSError), os.scandir(os.path.dirname(item) or ".") as entries:
+            there = any(entries)
+        if number in FOR_NOW or not there:
             raise InputError(f"{item}: cannot be opened at present ({cause}): the same command "
                              "continues once it can be") from None
         if "--megapixels" in str(error):

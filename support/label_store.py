@@ -235,6 +235,8 @@ class LabelStore:
         classes, truth = self.pool.classes, self.pool.labels.numpy()
         per_class = {name: np.bincount(numbers, minlength=len(classes)).tolist()
                      for name, numbers in kept.items()}
+        if (truth == images.NO_CLASS).any():
+            counts["of_no_class"] = int((truth[unique] == images.NO_CLASS).sum())
         lost = np.flatnonzero(~usable)
         left_out = [self.pool.files[row] for row in lost[: predictions.FOR_THE_EYE]]
         if left_out:

@@ -132,6 +132,7 @@ class Loop:
     def __init__(self, log: Path, found: Sequence[Phase]):
         images.say_once(f"\n{table(found)}\n")
         self.log, self.names, self.said = log, [phase.name for phase in found], False
+        self.ended = set()  # names of those that this process has ended
         self.costs = [phase.images * phase.cost for phase in found]
 
     def left(self, name: str, share: float, whole: float) -> str:

@@ -67,11 +67,10 @@ def _joined(parts: list) -> Tensor | list[Tensor]:
     return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 
-def _view(index: int, source: ImageSet, image_size: int,
-          held_out: frozenset[bytes] | None) -> tuple:
-    if held_out is None or not source.files:
-        return images.to_array(images.center_crop(source.read(index), image_size)), True
-    pixels, fingerprint = images.inspect(source.files[index], image_size)
+def _view(item: str | np.ndarray, image_size: int, held_out: frozenset[bytes] | None) -> tuple:
+    if held_out is None:
+        return images.to_array(images.center_crop(images.open_item(item), image_size)), True
+    pixels, fingerprint = images.inspect(item, image_size)
     if isinstance(fingerprint, str) or fingerprint in held_out:
         return np.zeros((3, image_size, image_size), np.uint8), False
     return pixels, True
@@ -90,8 +89,8 @@ def clean(source: ImageSet, batches: Iterable[Tensor], image_size: int, workers:
         for batch in batches:
             yield source.pixels[batch], torch.ones(len(batch), dtype=torch.bool)
     else:
-        view = partial(_view, source=source, image_size=image_size, held_out=held_out)
-        yield from read(view, (batch.tolist() for batch in batches), workers)
+        view, items = partial(_view, image_size=image_size, held_out=held_out), source.items
+        yield from read(view, ([items[i] for i in batch.tolist()] for batch in batches), workers)
 
 
 def in_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:

@@ -76,7 +76,8 @@ class Run:
             self._read(self.out)
             if devices.rank() == 0:
                 self.state.unlink(missing_ok=True)  # the run was killed just before it did so
-                tqdm.write(f"{out}: finished already")
+                if not (loop and name in loop.ended):
+                    tqdm.write(f"{out}: finished already")
         else:
             with lock(self.out, self.lock):  # to fail early; `steps` then takes the lock
                 pass
@@ -140,9 +141,7 @@ class Run:
         self.figures |= figures
         if not math.isfinite(figures.get("loss", 0)):
             raise self._diverged(f"the loss is {figures['loss']} at step {step}")
-        if devices.rank() == 0:
-            with open(self.log_file, "a") as file:
-                file.write(json.dumps({"name": self.name, "step": step, **figures}) + "\n")
+        self._write_line({"name": self.name, "step": step, **figures})
         shown = {name: f"{self.figures[key]:{form}}" for name, key, form in (
             ("loss", "loss", ".3f"), ("val", "val_top1", ".1f"),
             ("images_s", "images_per_second", ".0f")) if key in self.figures}
@@ -171,9 +170,21 @@ class Run:
             raise self._diverged("weights are not finite in the end")
         with self.held:
             self._write(self.out, contents)
+            if self.loop:
+                self.loop.ended.add(self.name)
             if devices.rank() == 0:
                 self.state.unlink(missing_ok=True)
         return self.out
+
+    def _write_line(self, line: dict) -> None:
+        if devices.rank() > 0:
+            return
+        try:
+            with open(self.log_file, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.log_file}: not written ({error}); make room: the same command "
+                             "continues") from None
 
     def _diverged(self, what: str) -> FloatingPointError:
         kept = f"; {self.state} holds the last finite state" if self.state.exists() else ""
@@ -186,12 +197,14 @@ def trim_log(path: Path, name: str, first: int) -> None:
     """Drop the lines that an interrupted run wrote from step `first` on: they are written again."""
     if devices.rank() > 0 or not path.exists():
         return
+    kept, line = [], ""
     try:
         *lines, _ = path.read_text().split("\n")  # after the last line's end: one that was cut off
-        found = [(json.loads(line), line) for line in lines]
-        kept = [line + "\n" for known, line in found
-                if known["name"] != name or known["step"] < first]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is in the way and not a log of train.py ({error}): choose "
+        for line in lines:
+            known = json.loads(line)
+            if known["name"] != name or known["step"] < first:
+                kept.append(line + "\n")
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(f"{path} is in the way and not a log of train.py ({line!r:.60}): choose "
                          "another output") from None
     write_atomically(path, lambda file: file.write("".join(kept).encode()))

@@ -399,7 +399,7 @@ PLACES = {
         ("magnitude not handed on", "augment.RandAugment(config.rand_augment_operations,\n"
          "                                       config.rand_augment_magnitude)",
          "augment.RandAugment(config.rand_augment_operations)"),
-        ("accuracy as a fraction", "return 100 * (predicted", "return (found"),
+        ("accuracy as a fraction", "return 100 * (predicted", "return (predicted"),
         ("accuracy of the second most likely", "machine)[:, 0]\n", "machine, 2)[:, 1]\n"),
         ("started from its own weights",
          "model.load_pretrained(network, initial.weights, fresh_classifier, initial.conventions)",
@@ -691,8 +691,8 @@ PLACES = {
     ],
     ("support/folders.py", "images datasets names"): [
         ("the pool in the system's order", "for name in sorted(names)", "for name in names"),
-        ("folders in the system's order", "sorted(name for name in inner if not _hidden(name))",
-         "[name for name in inner if not _hidden(name)]"),
+        ("folders in the system's order", "sorted((one for one in inner if not _hidden(one)), "
+         "key=lambda one: one + \"/\")", "[one for one in inner if not _hidden(one)]"),
         ("links that lead round in a circle", "in visited:", "in ():"),
         ("classes in any order", "entries = sorted(", "entries = list("),
     ],

@@ -400,6 +400,8 @@ def test_a_batch_holds_as_many_whole_sequences_as_its_size_allows(tmp_path):
     network = Checkpoint("0.25x0.34", 32, tuple(CLASSES), {"classifier.bias": torch.zeros(10)}, 0)
     source = archives.TestSet("cifar10-p", str(tmp_path), "", batch_size=70)
     source = source.fit(network, eval_robust.Flags("cifar.pt"), workers=0)
+    one = dataclasses.replace(source, batch_size=20)  # less than a sequence
+    assert [len(batch) for batch, _ in one.read("tilt")] == [31] * 5
     for name, sizes in (("tilt", [62, 62, 31]), ("translate", [64, 16])):
         batches, labels = zip(*source.read(name), strict=True)
         assert [len(batch) for batch in batches] == sizes == [len(truth) for truth in labels]
@@ -540,6 +542,11 @@ def test_results_of_another_attack_are_not_continued(evaluate, checkpoints, tmp_
     evaluate("pgd", root, "--steps", 2)
     status, _, message = evaluate("pgd", root, "--steps", 3)
     assert status == 2 and "other settings (steps: 2, not 3)" in message[0]
+
+
+def test_quick_refuses_a_network_of_smaller_images(evaluate, tmp_path):
+    status, results, message = evaluate("quick", tmp_path, "--image-size", 16)
+    assert status == 2 and results is None and "32 pixels or more, not 16" in message[0]
 
 
 def test_quick_from_the_command_line(evaluate, tmp_path):

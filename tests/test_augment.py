@@ -54,6 +54,7 @@ def test_images() -> dict[str, torch.Tensor]:
     return {
         "random": noise(3, 32, 32),
         "large, not square": noise(2, 70, 101),
+        "of ImageNet's size": from_pil(example_image()).unsqueeze(0),
         "smooth": torch.stack([smooth, smooth.flip(2)]),
         "narrow ranges": (narrow + spread * (width + 1)).to(torch.uint8),
         "constant": torch.tensor([0, 77, 128, 255], dtype=torch.uint8).view(4, 1, 1, 1).expand(
@@ -591,7 +592,7 @@ def test_xla_compiles_once_and_equals_the_cpu():
 
 def test_picture(tmp_path):
     own = tmp_path / "own.png"
-    to_pil(noise(1, 40, 60)[0]).save(own)
+    to_pil(noise(1, 40, 60)[0]).convert("LA").save(own)
     script = Path(augment.__file__).parent / "results" / "draw_operations.py"
     pictures = []
     for number, options in enumerate(([], ["--image", str(own)])):

@@ -350,11 +350,12 @@ def test_endless_batches_are_drawn_only_as_far_as_needed(filed, workers, crop):
     assert next(drawn) <= 3 + 2 * workers
 
 
+@pytest.mark.parametrize("crop", [None, random_corner])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_breaks_after_it_was_listed_is_one_clear_line(filed, workers):
+def test_a_file_that_breaks_after_it_was_listed_is_one_clear_line(filed, workers, crop):
     Path(filed.files[3]).write_bytes(b"broken since")
     with pytest.raises(InputError) as raised:
-        stream(filed, [torch.arange(6)], rows=range(6), workers=workers)
+        stream(filed, [torch.arange(6)], rows=range(6), workers=workers, crop=crop)
     assert filed.files[3] in str(raised.value) and "\n" not in str(raised.value)
 
 

@@ -54,7 +54,7 @@ def settings_of(checkpoint):
 
 @pytest.fixture(scope="module")
 def short_demo(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "demo"
+    out = tmp_path_factory.mktemp("here") / "runs" / "demo"  # as by default: neither is there
     assert run(*SHORT, "--out", out) == 0
     return out
 

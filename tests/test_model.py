@@ -147,10 +147,10 @@ def test_every_block_of_a_network_keeps_as_many_branches_as_its_survival_probabi
 
 def test_stochastic_depth_drops_the_branch_of_each_image_on_its_own():
     torch.manual_seed(0)
-    branch, shortcut = torch.ones(4000, 1, 1, 1), torch.zeros(4000, 1, 1, 1)
+    branch, shortcut = torch.ones(4000, 1, 1, 1), torch.full((4000, 1, 1, 1), 2.0)
     result = model.stochastic_depth(branch, shortcut, 0.8, None).flatten()
-    kept = (result > 0).double().mean().item()
-    assert set(result.unique().tolist()) == {0.0, 1.25}  # survivors are divided by 0.8
+    kept = (result > 2).double().mean().item()
+    assert set(result.unique().tolist()) == {2.0, 3.25}  # survivors are divided by 0.8
     assert abs(kept - 0.8) < 4 * math.sqrt(0.8 * 0.2 / 4000)
 
 

@@ -31,7 +31,7 @@ import augment
 import pseudo_label
 from pseudo_label import Labelling
 from support import InputError, cli, datasets, label_store, ranking
-from support.images import UNKNOWN, ImageSet
+from support.images import NO_CLASS, UNKNOWN, ImageSet
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,6 +56,7 @@ def teacher(network, pool):
 
 def test_probabilities_are_the_softmax_of_the_clean_network(network, pool):
     probabilities = pseudo_label.predict(network.train(), pool, batch_size=17)
+    assert network.training and network.stem_norm.training  # as before
     with torch.no_grad():
         expected = network.eval()(augment.normalize(pool.pixels)).softmax(1)
     torch.testing.assert_close(probabilities, expected)
@@ -257,7 +258,8 @@ def test_counts_say_what_became_of_the_images_in_all_and_by_class(network, pool,
     counts = {"pool": len(pool), "confident": int((confidence > threshold).sum()),
               "unique": len(labels.unique), "balanced": len(labels.balanced)}
     assert 0 < counts["unique"] < counts["confident"] < counts["pool"]
-    assert labels.counts == counts
+    assert labels.counts == counts | {
+        "of_no_class": int((pool.labels.numpy()[labels.unique] == NO_CLASS).sum())}
     assert {step: sum(numbers) for step, numbers in labels.per_class.items()} == counts
     assert labels.per_class["pool"] == np.bincount(guess, minlength=10).tolist()
     assert set(labels.per_class["balanced"]) == {0, 6}

@@ -168,8 +168,9 @@ def test_the_resolution_fix_is_short_clean_and_at_the_rate_that_the_training_end
     for step in (0, fix.total_steps // 2, fix.total_steps - 1):
         assert train.learning_rate(step, fix) == pytest.approx(0.128 * 0.97**145)  # 350 / 2.4
     cosine = dataclasses.replace(config, schedule="cosine", frozen_stages=3)  # these stay three
-    assert train.resolution_fix(cosine, 800).learning_rate == pytest.approx(0.016 / 10)
-    assert train.resolution_fix(cosine, 800).frozen_stages == 3
+    fix = train.resolution_fix(cosine, 800)
+    assert fix.learning_rate == pytest.approx(0.016 / 10) and fix.frozen_stages == 3
+    assert train.learning_rate(fix.total_steps - 1, fix) < 0.01 * train.learning_rate(0, fix)
 
 
 # ---- The plans ----
@@ -456,7 +457,9 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
     report = iterate.iterate((
         iterate.Generation("teacher", TINY),
         iterate.Generation("student 1", TINY, how[0]),
-        iterate.Generation("student 2", TINY, how[1], 48, joint=False, from_teacher=True),
+        iterate.Generation("student 2", TINY, how[1], 48, joint=False, from_teacher=True,
+                           start_from="other.pt"),  # its teacher comes before the file
+        iterate.Generation("student 3", TINY, how[1]),  # on labels alone it is as student 1
     ), splits, tmp_path, devices.CPU, robustness=False)
 
     # Section 3.2 compares with labels alone; finding 6 with both losses one after the other.
@@ -470,6 +473,7 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
         "student 2, pretrained": (TINY, before, 2, "student-1"),
         "student 2": (TINY, after, None, "student-2-pretrained"),
         "student 2, 48 px": (TINY, fix, None, "student-2"),
+        "student 3": (TINY, {}, 3, None),
         "student 1, labels only": (alone, {}, None, None),
         "student 2, labels only, pretrained": (alone, before, None, "student-1-labels-only"),
         "student 2, labels only": (alone, after, None, "student-2-labels-only-pretrained"),
@@ -483,12 +487,14 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
         wanted = dataclasses.replace(config, **changes)
         assert dataclasses.replace(found, seed=0) == dataclasses.replace(wanted, seed=0), name
         assert (pseudo and pseudo.number, begun) == (number, start), name
-    assert len(set.union(*seeds.values())) == len(seeds) == 5  # each network has its own
+    assert len(set.union(*seeds.values())) == len(seeds) == 6  # each network has its own
     assert labelled == [("teacher", how[0], *seeds["student 1"]),
-                        ("student-1", how[1], *seeds["student 2"])]
-    assert len(tested) == 5 and all(images is splits.test for images in tested)
+                        ("student-1", how[1], *seeds["student 2"]),
+                        ("student-2-48-px", how[1], *seeds["student 3"])]
+    assert len(tested) == 7 and all(images is splits.test for images in tested)
     assert [row["labels_only_test_top1"] for row in report["generations"]] == [
-        None, "student-1-labels-only at 32 pixels", "student-2-labels-only-48-px at 48 pixels"]
+        None, "student-1-labels-only at 32 pixels", "student-2-labels-only-48-px at 48 pixels",
+        "student-1-labels-only at 32 pixels"]
 
 
 # ---- The released test sets ----

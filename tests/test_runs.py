@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 from unittest import mock
 
 import kill_training
@@ -17,7 +18,7 @@ import torch
 from tiny import ROOT, TINY, run, same, weights, write_images
 
 import train
-from support import InputError, cli, runs
+from support import InputError, cli, outline, runs
 
 BRIEF = dataclasses.replace(TINY, epochs=0.4)  # one step
 
@@ -160,6 +161,18 @@ def test_an_interrupted_run_gives_its_place_free(tmp_path):
         count(tmp_path / "a.pt", until=5)
     assert not (tmp_path / "a.lock").exists()
     assert count(tmp_path / "a.pt") == (45, 3)
+
+
+def test_a_loop_is_not_told_of_what_it_has_finished_itself(tmp_path, capsys):
+    """Students of one architecture share their model on the labels alone."""
+    loop = outline.Loop(tmp_path / "log.jsonl", [outline.Phase("count", "b0", 32, 3, 1)])
+    run = make_run(tmp_path / "a.pt", total=3, loop=loop)
+    run.resume(network=Counter())
+    assert len([*run.steps([[1]] * 3)]) == 3
+    run.finish(total=3)
+    capsys.readouterr()
+    assert make_run(tmp_path / "a.pt", total=3, loop=loop).finished
+    assert "finished already" not in capsys.readouterr().out
 
 
 def test_a_finished_run_says_so(tmp_path, capsys):
@@ -357,3 +370,10 @@ def test_weights_that_the_last_step_breaks_are_no_result(validated, splits, tmp_
             train.train(TINY, splits.labeled, splits.validation if validated else None,
                         out=tmp_path / "a.pt")
     assert not (tmp_path / "a.pt").exists()
+
+
+def test_a_log_that_cannot_be_written_ends_with_one_line(splits, tmp_path):
+    full = types.SimpleNamespace(dumps=mock.Mock(side_effect=OSError("full")))
+    with mock.patch.object(runs, "json", full):
+        with pytest.raises(InputError, match="a.jsonl: not written .full.; make room"):
+            run(TINY, splits, tmp_path / "a.pt")

@@ -184,9 +184,9 @@ def test_the_labels_of_a_pool_belong_to_its_images(stand_in, tmp_path):
 
 def test_stl10_pool_has_unknown_labels_and_the_left_over_training_images(stand_in, tmp_path):
     stand_in("stl10", "STL10", fake_arrays(False, 96, "labels", 2, ["cat", "dog"]))
-    splits = published("stl10", tmp_path, 4, 1)
+    splits = published("stl10", tmp_path, 4, 1, image_size=32)
     assert splits.unlabeled.labels.tolist() == [0, 1] + [UNKNOWN] * 6
-    assert splits.test.pixels.shape == (4, 3, 96, 96)
+    assert splits.test.pixels.shape == (4, 3, 32, 32)
 
 
 @pytest.mark.parametrize(("pixels", "edition"), [(160, 160), (161, 320), (224, 320)])
@@ -222,10 +222,11 @@ def test_published_set_without_data_or_network_is_one_clear_line(error, stand_in
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_published_set_lists_the_known_ones(capsys):
+@pytest.mark.parametrize(("flag", "known"), [("--dataset", "cifar10"), ("--plan", "tiny-imagenet")])
+def test_unknown_published_sets_and_plans_list_the_known_ones(flag, known, capsys):
     with pytest.raises(SystemExit):
-        cli.run(iterate.main, ["--dataset", "mnist"])
-    assert re.search("--dataset: invalid choice: 'mnist' .*cifar10", capsys.readouterr().err)
+        cli.run(iterate.main, [flag, "mnist"])
+    assert re.search(f"{flag}: invalid choice: 'mnist' .*{known}", capsys.readouterr().err)
 
 
 # ---- The plan that fits ----

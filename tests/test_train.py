@@ -336,6 +336,8 @@ def test_a_start_of_another_architecture_is_an_error(splits, tmp_path):
             ({"small_images": True}, "give --arch 0.25x0.34 --no-small-images")):
         with pytest.raises(InputError, match=f"teacher.pt holds .*{said}"):
             run(dataclasses.replace(TINY, **change), splits, tmp_path / "a.pt", start=teacher)
+    with pytest.raises(InputError, match="there is no checkpoint .*missing.pt"):
+        run(TINY, splits, tmp_path / "a.pt", start=tmp_path / "missing.pt")
 
 
 @pytest.mark.parametrize(("epochs", "decay_epochs", "decays"), [
