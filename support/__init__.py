@@ -8,7 +8,7 @@
     datasets.py       the four sets of the method: split, read, cleared of held-out images
     sources.py        where they come from: folders, torchvision, the demo
     demo_images.py    the demo's pictures, drawn from random numbers
-    reading.py        the one reader of batches; applying a function to all images
+    reading.py        the one reader of batches; opening each image; applying a function to all
     batches.py        the order of images, micro-batches, random numbers per image
     optimization.py   RMSProp, the average of the weights, the best average
     names.py          the file names of a large pool, memory-mapped

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import InputError, demo_images, files, folders, images, names
+from support import InputError, demo_images, files, folders, images, names, reading
 from support.images import NO_CLASS, UNKNOWN, ImageSet, Splits
 
 LARGEST_IN_MEMORY = 64  # pixels a side; larger images stay files until a batch needs them
@@ -88,7 +88,7 @@ def read_set(source: ImageSet, size: int | None, workers: int = 0,
     InputError. InputError, too, if nothing remains.
     """
     items = source.items
-    found = images.inspect_all(items, size, workers)
+    found = reading.inspect_all(items, size, workers)
     broken = [row for row, (_, seen) in enumerate(found) if isinstance(seen, str)]
     good = [row for row, (pixels, seen) in enumerate(found)
             if isinstance(seen, bytes) and seen not in (held_out or ())]

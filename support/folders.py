@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from support import InputError, images
+from support import InputError, images, reading
 from support.images import ImageSet, first_names, say_once
 
 # Folders of thumbnails and of deleted files, which systems put among a user's own.
@@ -106,7 +106,7 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
 def fingerprints(folders: Iterable[str | Path], workers: int = 0) -> frozenset[bytes]:
     """Fingerprints of all images in `folders`; InputError if one is broken or a folder has none."""
     found = [file for folder in folders for file in list_images(folder)]
-    seen = [fingerprint for _, fingerprint in images.inspect_all(found, None, workers)]
+    seen = [fingerprint for _, fingerprint in reading.inspect_all(found, None, workers)]
     if broken := [wrong for wrong in seen if isinstance(wrong, str)]:
         raise InputError(broken[0])
     return frozenset(seen)

@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
-from tqdm.contrib.concurrent import process_map
 
 from support import InputError, devices, files, names
 
@@ -72,7 +71,7 @@ class ImageSet:
 
     def read(self, index: int) -> Image.Image:
         """One image; InputError if its file cannot be read."""
-        return open_item(self.items[index])
+        return read_item(self.items[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +152,9 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
             if upright:
                 try:
                     ImageOps.exif_transpose(image, in_place=True)
-                except MemoryError:
-                    raise
-                except Exception:  # EXIF data may hold anything, and be broken
-                    pass
+                except Exception as error:  # EXIF data may hold anything, and be broken
+                    if isinstance(error, MemoryError):
+                        raise
             if image.mode[0] in "IF":  # Pillow would make all but the darkest levels white
                 found = _to_8_bits(image)
             elif image.has_transparency_data:
@@ -172,7 +170,7 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
         raise InputError(f"{file}: not a readable image ({error}); replace or remove it") from error
 
 
-def open_item(item: str | np.ndarray) -> Image.Image:
+def read_item(item: str | np.ndarray) -> Image.Image:
     """The image of one of a set's `items`."""
     return read_image(item) if isinstance(item, str) else Image.fromarray(item)
 
@@ -217,7 +215,7 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
     machine fails: else all images of a lost disk would pass for broken ones.
     """
     try:
-        image = open_item(item)
+        image = read_item(item)
     except InputError as error:
         cause = error.__cause__
         number = errno.ENOMEM if isinstance(cause, MemoryError) else getattr(cause, "errno", None)
@@ -233,27 +231,3 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
         return None, str(error)
     fingerprint = blake2b(image.tobytes(), digest_size=16, key=repr(image.size).encode()).digest()
     return None if size is None else to_array(center_crop(image, size)), fingerprint
-
-
-def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tuple]:
-    """`inspect` for each item; many are shared out to worker processes, and those that stay files
-    to torchrun's. If it takes more than some seconds there is a progress bar.
-    """
-    look, world = functools.partial(inspect, size=size), devices.world_size() if size is None else 1
-    if world > 1:
-        files.require_agreement(files.digest(items))
-    own = items[devices.rank() % world:: world]
-    bar = {"desc": "reading images", "delay": 3, "disable": devices.rank() > 0}
-    try:
-        if len(own) < 200 or not workers:
-            found = [look(item) for item in tqdm(own, **bar)]
-        else:
-            found = process_map(look, own, max_workers=workers, chunksize=10, **bar)
-    except InputError as error:
-        found = error  # which all processes raise
-    whole = [None] * len(items)
-    for number, part in enumerate(devices.gathered(found) if world > 1 else [found]):
-        if isinstance(part, InputError):
-            raise part
-        whole[number:: world] = part
-    return whole

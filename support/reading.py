@@ -1,4 +1,4 @@
-"""From images to batches: the one reader with its workers; applying a function to all images."""
+"""Many images: the one reader of batches, opening each of a set, applying a function to all."""
 
 import contextlib
 import itertools
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
+from tqdm.contrib.concurrent import process_map
 
-from support import InputError, devices, images
+from support import InputError, devices, files, images
 from support.images import ImageSet
 
 AT_ONCE = 128  # images that a worker hands over together
@@ -67,9 +68,34 @@ def _joined(parts: list) -> Tensor | list[Tensor]:
     return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 
+def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tuple]:
+    """`images.inspect` for each item; many are shared out to worker processes, and those that stay
+    files to torchrun's. If it takes more than some seconds there is a progress bar.
+    """
+    look = partial(images.inspect, size=size)
+    world = devices.world_size() if size is None else 1
+    if world > 1:
+        files.require_agreement(files.digest(items))
+    own = items[devices.rank() % world:: world]
+    bar = {"desc": "reading images", "delay": 3, "disable": devices.rank() > 0}
+    try:
+        if len(own) < 200 or not workers:
+            found = [look(item) for item in tqdm(own, **bar)]
+        else:
+            found = process_map(look, own, max_workers=workers, chunksize=10, **bar)
+    except InputError as error:
+        found = error  # which all processes raise
+    whole = [None] * len(items)
+    for number, part in enumerate(devices.gathered(found) if world > 1 else [found]):
+        if isinstance(part, InputError):
+            raise part
+        whole[number:: world] = part
+    return whole
+
+
 def _view(item: str | np.ndarray, image_size: int, held_out: frozenset[bytes] | None) -> tuple:
     if held_out is None:
-        return images.to_array(images.center_crop(images.open_item(item), image_size)), True
+        return images.to_array(images.center_crop(images.read_item(item), image_size)), True
     pixels, fingerprint = images.inspect(item, image_size)
     if isinstance(fingerprint, str) or fingerprint in held_out:
         return np.zeros((3, image_size, image_size), np.uint8), False

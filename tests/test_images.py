@@ -11,7 +11,7 @@ import torch
 from noise_images import in_memory, noise, write_classes, write_files
 from PIL import Image, ImageOps
 
-from support import InputError, cli, files, folders, images
+from support import InputError, cli, files, folders, images, reading
 
 # ---- Sets ----
 
@@ -179,7 +179,7 @@ class Flags:
 
 
 def read_until_killed(flags: Flags) -> None:
-    images.inspect_all(["a file"] * 2500 + ["the last straw"], None, workers=2)
+    reading.inspect_all(["a file"] * 2500 + ["the last straw"], None, workers=2)
 
 
 def test_a_killed_process_that_reads_images_is_one_line_and_no_hang(monkeypatch, capsys):
@@ -199,11 +199,11 @@ def test_an_error_of_one_process_is_that_of_all_and_so_are_lists_that_differ(mon
     def found(first_names, by_first):
         monkeypatch.setattr(images.devices, "gathered", lambda own: [
             files.digest(first_names) if isinstance(own, str) else by_first, own])
-        return images.inspect_all(names, None)
+        return reading.inspect_all(names, None)
 
     own = None, b"\0" * 16  # what `killed` makes of its share, and of all that it has to hold
     assert found(names, fine) == [fine[0], own, fine[1]]
-    assert images.inspect_all(names, 8) == [own] * 3
+    assert reading.inspect_all(names, 8) == [own] * 3
     with pytest.raises(InputError, match="cannot be opened at present"):
         found(names, InputError("a.jpg: cannot be opened at present"))
     with pytest.raises(InputError, match="find different images"):
@@ -218,9 +218,9 @@ def test_as_many_processes_read_many_files_as_there_are_workers(monkeypatch, wor
         started.append(max_workers)
         return [function(item) for item in items]
 
-    monkeypatch.setattr(images, "process_map", process_map)
+    monkeypatch.setattr(reading, "process_map", process_map)
     monkeypatch.setattr(images, "inspect", killed)
-    assert len(images.inspect_all(["a file"] * 2000, None, workers=workers)) == 2000
+    assert len(reading.inspect_all(["a file"] * 2000, None, workers=workers)) == 2000
     assert started == ([workers] if workers else [])
 
 
@@ -228,8 +228,8 @@ def test_many_files_are_read_by_worker_processes_with_the_same_result(tmp_path):
     files = [str(tmp_path / f"{i}.png") for i in range(50)]
     for i, file in enumerate(files[:-1]):
         noise(i).save(file)
-    one_by_one = images.inspect_all(files, 8)
-    parallel = images.inspect_all(files * 5, 8, workers=2)
+    one_by_one = reading.inspect_all(files, 8)
+    parallel = reading.inspect_all(files * 5, 8, workers=2)
     assert len(parallel) == 250
     for i in (0, 7, 48, 49):
         for j in (i, i + 50 * 4):
