@@ -115,7 +115,6 @@ class LabelStore:
             self.settings["images_of"] = earlier["teacher"]
         if self.complete():
             return
-
         begun = self.folder / "progress" / "settings.json"
         try:
             files.require_same(begun, files.read_json(begun), self.settings)
@@ -161,7 +160,6 @@ class LabelStore:
         marks = [self.folder / "progress" / f"{step}-{n:06}" for n in range(len(bounds) - 1)]
         number, count = self.shard
         parts = [(marks[n], range(*bounds[n: n + 2])) for n in range(number, len(marks), count)]
-
         bar = tqdm(desc=f"{self.progress}, {step}", total=sum(len(part) for _, part in parts),
                    unit=" images", disable=self.progress is None or devices.rank() > 0)
         place = f"{self.folder}, shard {number}/{count}"
