@@ -7,7 +7,7 @@ import numpy as np
 from support import demo_images
 
 
-def test_pictures_of_no_class_show_other_shapes_or_blends(monkeypatch):
+def test_images_of_no_class_show_other_shapes_or_blends(monkeypatch):
     kinds, real = [], demo_images.draw_kinds
     monkeypatch.setattr(demo_images, "draw_kinds", lambda names, random: (
         kinds.append({*names.tolist()}) or real(names, random)))
