@@ -186,15 +186,21 @@ def test_the_loop_runs_on_xla_from_the_command_line(small_pictures, tmp_path):
     assert (tmp_path / "r" / "report.png").exists()
 
 
-def test_every_generation_may_be_fine_tuned_at_a_larger_resolution(small_pictures, tmp_path):
+@pytest.mark.parametrize(("pixels", "larger"), [(66, 72), (32, 48)])
+def test_every_generation_may_be_fine_tuned_at_a_larger_resolution(
+        pixels, larger, small_pictures, tmp_path):
+    """Files; and the demo's images, which are there at 32 pixels alone."""
+    demo = ["--unlabeled-images", "60", "--labels-per-class", "4", "--val-per-class", "2",
+            "--test-per-class", "2", "--threshold", "0.05", "--allow-chance",
+            "--arch", "0.25x0.34", "0.25x0.34", "--no-labels-only", "--no-robustness"]
     out = tmp_path / "r"
-    assert run(*small_pictures, "--device", "cpu", "--image-size", "66", "--epochs", "1",
-               "--fixed-resolution", "72", "--out", out) == 0
-    for name, size in (("student-1", 66), ("student-1-72-px", 72)):
+    assert run(*(small_pictures if pixels > 64 else demo), "--device", "cpu", "--image-size",
+               str(pixels), "--epochs", "1", "--fixed-resolution", str(larger), "--out", out) == 0
+    for name, size in (("student-1", pixels), (f"student-1-{larger}-px", larger)):
         assert Checkpoint.load(out / f"{name}.pt").image_size == size
     settings = json.loads((out / "student-1-labels" / "labels.json").read_text())["settings"]
-    assert settings["teacher"] == weights_of(out / "teacher-72-px.pt")
-    assert settings["image_size"] == 72
+    assert settings["teacher"] == weights_of(out / f"teacher-{larger}-px.pt")
+    assert settings["image_size"] == larger
 
 
 QUICK = train.TrainConfig(**plans.DEMO | {"batch_size": 10, "epochs": 1.0})
