@@ -159,7 +159,6 @@ def with_flags(plan: str, generations: Sequence, flags, labelling: dict, ablatio
             # of a batch of 16, a quarter of the plan's, would be too small to learn anything.
             ratio = generation.config.batch_size / config.batch_size
             config = replace(config, learning_rate=config.learning_rate * ratio**0.5)
-
         chosen.append(replace(
             generation, name=f"student {number}" if number else "teacher", config=config,
             labelling=replace(generation.labelling, **labelling),
