@@ -2,8 +2,8 @@
 
 Noisy Student Training (https://arxiv.org/abs/1911.04252), sections 2 ("Noising Student") and 3.1:
 the student gets RandAugment images (two operations, magnitude 27); its teacher labels clean ones.
-RandAugment: https://arxiv.org/abs/1909.13719. The sixteen operations are those of the authors'
-code, equal bit for bit to PIL's or to what PIL composes; each works by one of four mechanisms:
+RandAugment: https://arxiv.org/abs/1909.13719. The authors chose the sixteen operations; here each
+equals, bit for bit, PIL's or what PIL composes. Each works by one of four mechanisms:
 
     blend     with a degenerate copy of the image       Color, Sharpness
     look-up   a 256-entry table per image and channel   AutoContrast, Equalize, Invert, Contrast,
@@ -45,13 +45,13 @@ class Strength(NamedTuple):
     signed: bool = False  # half of the draws are negative
 
 
-# authors: AutoAugment's scale ends at 10: 27 is 2.7 times that, as in timm. Torchvision's ends
-# at 30: its 27 is 9 here.
-STRENGTHS = {  # values from magnitude 0 to 10; behind the semicolon what changes nothing
+# authors: AutoAugment's scale ends at 10, so that 27 is 2.7 times its end (timm's stops there).
+# Torchvision's scale ends at 30: its 27 rotates and shears like 9 here.
+STRENGTHS = {  # values at magnitudes 0 and 10; after the semicolon the one that changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
     # Posterize: bits kept, 1 to 4; 8. Solarize: first level inverted, 0 to 255, 0 at 10; 256.
-    # authors: both weaken as magnitude grows, then wrap at 256: 27 keeps 1 bit, inverts from 179.
+    # authors: both weaken with m and then wrap at 256: m = 27 keeps 1 bit, inverts from 179 on.
     "Posterize": Strength(slope=4, rounded=lambda bits: 8 - min((8 - math.floor(bits)) % 256, 7)),
     "Solarize": Strength(slope=256, rounded=lambda level: math.floor(level) % 256),
     "SolarizeAdd": Strength(slope=110, rounded=math.floor),  # adds 0 to 110 to levels < 128; 0
@@ -263,7 +263,7 @@ class RandAugment:
         return torch.stack([operation, value, row, column], dim=2)
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        """uint8 (N, 3, H, W) -> uint8 (N, 3, H, W), with random numbers from a CPU generator."""
+        """uint8 (N, 3, H, W) -> uint8 (N, 3, H, W); a CPU generator draws (None: torch's own)."""
         draws = self.draw(batches.Chance.of(images, generator), *images.shape[2:])
         return apply(images, draws)
 

@@ -127,10 +127,10 @@ def pgd(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float = 16, 
     clean = adversarial = images.float()
     lowest, highest = (clean - epsilon).clamp(min=0), (clean + epsilon).clamp(max=255)
     # paper: gives epsilon without a unit; here: levels of 255, on pixels before normalisation.
-    # paper: gives no step size; here: the rule of Madry's group, with which the attack can reach
-    # the boundary from anywhere in the ball, and move along it.
-    # paper: thanks Cihang Xie and others "for robustness evaluation"; his attack, a weaker one, has
-    # a step of max(1, epsilon / steps), a random start and random targets: arguments here.
+    # paper: gives neither step size nor start; here: as in the library of Madry's group, from the
+    # clean image, in steps that can cross the ball (with a random start, too) and move along it.
+    # paper: thanks Cihang Xie and others "for robustness evaluation"; the attack he published is
+    # weaker: a step of max(1, epsilon / steps), a random start, random targets: arguments here.
     step = 2.5 * epsilon / steps if step_size is None else step_size
     if random_start:
         offset = (2 * torch.rand(clean.shape, generator=generator) - 1) * epsilon
@@ -186,8 +186,8 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
 
     def top1(attack: Callable, epsilon: float) -> float:
         batches = zip(*(part[:half].split(batch_size) for part in (images, labels)), strict=True)
-        attacked = [attack(model, pixels, truth, epsilon) for pixels, truth in batches]
-        return 100 * (predict(torch.cat(attacked)) == labels[:half]).double().mean().item()
+        right = [predict(attack(model, *batch, epsilon)) == batch[1] for batch in batches]
+        return 100 * torch.cat(right).double().mean().item()
 
     errors, rates = {}, {}
     for turn, name in enumerate(bar(corruptions.SEVERITIES, "corruptions")):

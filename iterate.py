@@ -37,7 +37,7 @@ class Generation:
     name: Annotated[str, cli.NO_FLAG]
     config: Annotated[train.TrainConfig, cli.NO_FLAG]
     labelling: Annotated[Labelling, cli.NO_FLAG] = Labelling()
-    fixed_resolution: cli.Pixels | None = None  # of a last fine-tuning, train.resolution_fix
+    fixed_resolution: cli.Pixels | None = None  # of a final fine-tuning, train.resolution_fix
     joint: bool = True  # both losses at once, not first pseudo labels and then labels (finding 6)
     from_teacher: bool = False  # start from the teacher's weights, not from scratch (finding 8)
     start_from: cli.File | None = None  # checkpoint or released weights to start from
@@ -125,8 +125,8 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
             advice.of_labels(generation.name, pseudo, splits)
         start = teacher if generation.from_teacher else generation.start_from
         # paper: does not say whether a fine-tuned model labels; here: it does.
-        teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assignment: step 4
-        models.append((generation, teacher, pseudo and replace(pseudo, images=None)))  # its counts
+        teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assigning it: 4
+        models.append((generation, teacher, pseudo and replace(pseudo, images=None)))  # counts
 
     # The same loop without the pool; last: what it trained last, at first the teacher.
     on_labels, last = [None] * len(models), models[0][1]
@@ -184,10 +184,10 @@ def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],
          changes: cli.Given[train.TrainConfig]) -> None:
     plan, wanted = sources.plan_for(source, flags.plan, ablations.get("start_from"))
     generations = plans.with_flags(plan, PLANS[plan], flags, labelling, ablations,
-                                   wanted | changes, Checkpoint.load, train.recipe)
+                                   wanted | changes, load=Checkpoint.load, recipe=train.recipe)
     if flags.dry_run or flags.images_per_second:
-        return print(outline.outline(plan, generations, flags, source, train_phases,
-                                     model.scaling, train.recipe))
+        return print(outline.outline(plan, generations, flags, source, train_phases=train_phases,
+                                     scaling=model.scaling, recipe=train.recipe))
     machine, out = machine.chosen(), Path(flags.out or f"runs/{plan}")
     splits = sources.choose(source, plan, generations[0].config, machine, out)
     plans.check(generations, splits.labeled, machine, train.build_model, Checkpoint.load, flags)

@@ -26,8 +26,8 @@ A block ("mobile inverted bottleneck with squeeze-and-excitation") on C channels
 Stage 1 has no expansion. BatchNorm follows every convolution but the two of squeeze-and-excitation,
 which have a bias; swish follows every BatchNorm but the projection's.
 
-Here and in the other files `# paper: ...; here: ...` (or `# authors: ...`, for their code) marks a
-deviation, mostly with its reason. Functions of support/kernels.py do what they say, faster.
+Here and in the other files `# paper: ...` and `# authors: ...` (their code) say what is published;
+after `here:` stands what differs, mostly with its reason. support/kernels.py: the same, faster.
 """
 
 import math
@@ -46,7 +46,7 @@ from support import InputError, weights
 from support.kernels import average, conv_norm, conv_norm_swish, padded_conv, recompute, swish
 
 # Compound scaling of b0: two factors, the training resolution (pixels), the head's dropout.
-# b0 to b7 as EfficientNet's authors released them; l0 and l1 from this paper's first version.
+# b0 to b7 as EfficientNet's authors released them; l2: this paper; l0, l1: its first version.
 Scaling = namedtuple("Scaling", "width depth resolution dropout")
 SCALING = {
     "b0": Scaling(1.0, 1.0, 224, 0.2),
@@ -92,7 +92,7 @@ def scaling(arch: str) -> Scaling:
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """Multiple of 8 nearest to channels * width, at least 8, at most 10 % below that product."""
+    """channels * width, to the nearest multiple of 8, at least 8; never down by over 10 %."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
@@ -111,7 +111,7 @@ def stochastic_depth(branch: Tensor, shortcut: Tensor, survival_prob: float,
     survives = torch.rand(len(branch), 1, 1, 1, device=branch.device) < survival_prob
     scale = survives.to(branch.dtype) / survival_prob
     if noised is not None:
-        scale = torch.where(noised.view(-1, 1, 1, 1), scale, torch.ones_like(scale))
+        scale = scale.masked_fill(~noised.view(-1, 1, 1, 1), 1)
     return torch.addcmul(shortcut, branch, scale)
 
 
@@ -119,7 +119,7 @@ class Conv2d(nn.Conv2d):
     """A convolution with TensorFlow's SAME padding and no bias, as in the original EfficientNet."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
-        super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
         self.symmetric = False  # True: kernel // 2 zeros on every side, as in torchvision
 
     def forward(self, images: Tensor, weight: Tensor | None = None,
@@ -213,7 +213,7 @@ class EfficientNet(nn.Module):
     def forward(self, images: Tensor, noised: Tensor | None = None) -> Tensor:
         """Logits (N, num_classes) of normalised images (N, 3, H, W).
 
-        noised: (N,) bool; in training mode stochastic depth and dropout skip the images where it
+        noised: (N,) bool; in training mode stochastic depth and dropout spare the images where it
         is False, while BatchNorm stays in training mode for all (the ablation of table 6).
         """
         recomputes = self.checkpoint_blocks and self.training
@@ -239,7 +239,7 @@ class EfficientNet(nn.Module):
 def initialize(module: nn.Module) -> None:
     """The published initialisation: normal, with variance 2 / fan-out (He et al.)."""
     if isinstance(module, nn.Conv2d):
-        # As TensorFlow counts output channels, a depthwise kernel has one (per group).
+        # As in TensorFlow, the outputs are those of one group: a depthwise kernel has one.
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
     elif isinstance(module, nn.Linear):
@@ -317,7 +317,7 @@ class Checkpoint:
 
         InputError if the file is missing, broken or does not fit: one line says which.
         """
-        with weights.read_checkpoint(path, arch) as fields:
+        with weights.read_checkpoint(path, arch) as fields:  # what fails in here is an InputError
             _, _, resolution, dropout = scaling(fields["arch"])
             checkpoint = cls(**{"image_size": resolution, "dropout": dropout} | fields)
             with torch.device("meta"):  # computes nothing, but compares names and shapes

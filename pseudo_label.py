@@ -12,9 +12,9 @@ images ("a normal (i.e., not noised) teacher model"); --noised-teacher is table 
 
     python pseudo_label.py --teacher teacher.pt --unlabeled POOL --held-out VAL TEST --out LABELS
 
-If it is killed, the same command continues. The GPUs of a machine share the pool under torchrun
---nproc-per-node 8 pseudo_label.py ..., jobs that only share a disk by --shard 0/8 to 7/8:
-start every job once for pass 1 and again for pass 2. Each names the shards that are missing.
+If it is killed, the same command continues. The GPUs of a machine share a pool under `torchrun
+--nproc-per-node 8`, jobs that only share a disk by --shard 0/8 to 7/8. Such jobs are started twice:
+for pass 1 and, when all of them have ended, for pass 2. Each names the shards that are missing.
 """
 
 import sys
@@ -44,7 +44,7 @@ class Labelling:
     kind: Annotated[Literal["soft", "hard"], "--pseudo-labels"] = "soft"  # distribution, or one-hot
     temperature: cli.Temperature = 1.0  # of soft pseudo labels; below 1 they are sharper
     threshold: cli.BelowOne = 0.3  # confidence to exceed (0.3 in section 3.1); 0 keeps all
-    # paper: 130 K of 300 K images a class; here: a class's mean size, as pools are smaller.
+    # paper: 130 K of 300 K images a class on average; here: that average, as pools are smaller.
     per_class: cli.Count | None = None  # images of each class (default: pool / classes)
     balance: bool = True  # equally many images of each class (section 3.1)
     noised_teacher: bool = False  # label with RandAugment, dropout, stochastic depth (table 6)
@@ -61,9 +61,9 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
 
     Args:
         images: an ImageSet, or (M, 3, H, W) uint8.
-        image_size, batch_size: pixels of centre crops (None: as in memory); images at once.
+        image_size: pixels of centre crops (None: as in memory). batch_size: images at once.
         noise: for images of a noised teacher (table 6), with dropout and stochastic depth on, too.
-            All randomness comes from `seed`; torch's own generator is left alone.
+            All randomness comes from `seed`; torch's own generator goes on as before.
         held_out: fingerprints of images not to label; unreadable files are left out with them.
             None: every image is labelled, and an unreadable file is an InputError.
 
@@ -96,11 +96,11 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
     than 130K images, we duplicate some images at random so that each class can have 130K images."
 
     Of the n images of a class each appears per_class // n times, a random per_class % n of them
-    once more. A class without any candidate is left out.
+    once more. A class without a confident image is left out.
 
     Args:
         confidence, label: (M,) largest probability of each image, and its class.
-        threshold: keep confidences above it; 0 keeps all.
+        threshold: keep confidences above it; 0 keeps all but those of zero.
         balance: False keeps every confident image once.
 
     Returns:
@@ -153,7 +153,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     Args:
         seed: decides the duplicates, and the noise of a noised teacher.
         held_out: see `predict`; in pass 1 these images get a confidence of zero.
-        images_of: earlier labels, whose images are labelled again, and no others (authors).
+        images_of: earlier labels: their images are labelled again, no others, as by the authors.
         shard: "i/n" labels only shard i of n; raises label_store.Unfinished if others are missing.
     """
     batch_size = batch_size or reading.size_for(teacher.image_size)

@@ -67,9 +67,9 @@ class TrainConfig:
 
     # Joint loss (Algorithm 1, step 3; the ratio of unlabelled to labelled images: section 3.2)
     # paper: the sum of two means, or section 3.1's average over one batch; here: the authors' sum.
-    joint: bool = True  # both losses; else pseudo labels alone, finding 6's first phase
+    joint: bool = True  # labels and pseudo labels; else the latter alone, finding 6's first phase
     unlabeled_ratio: cli.UpTo100 = 3  # pseudo-labelled images per labelled one in a batch
-    normalization: Literal["concat", "algorithm1", "official"] = "official"  # see joint_loss
+    normalization: Literal["concat", "algorithm1", "official"] = "official"  # train.joint_loss
     label_smoothing: cli.Share = 0.1  # on labels and hard pseudo labels
 
     # Optimisation (section 3.1)
@@ -81,7 +81,7 @@ class TrainConfig:
     warmup_epochs: cli.NonNegative = 5.0  # linear, from zero
     schedule: Literal["exponential", "cosine"] = "exponential"  # of the rate; cosine ends at zero
     decay_rate: cli.Positive = 0.97  # factor of the exponential schedule
-    decay_epochs: cli.Positive = 2.4  # between two such factors; 4.8 for 700 epochs
+    decay_epochs: cli.Positive = 2.4  # from one such decay to the next; 4.8 for 700 epochs
     optimizer: Literal["rmsprop", "sgd", "adamw"] = "rmsprop"  # as in TensorFlow; sgd: Nesterov
     momentum: cli.BelowOne = 0.9  # of rmsprop and sgd; adamw's first beta
     weight_decay: cli.NonNegative = 1e-5  # L2 in the loss, decoupled in adamw; none on BatchNorm
@@ -137,8 +137,8 @@ def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
     "Then we finetune the model with a larger resolution for 1.5 epochs on unaugmented labeled
     images. Similar to [86], we fix the shallow layers during finetuning" (section 3.1).
     """
-    # paper: does not name them; here: the stem and stages 1 to 5. The rest holds most parameters.
-    # authors: the last rate (350 epochs, batch 2048: 0.0015); here: too; a cosine's: peak / 10.
+    # paper: does not say which layers; here: the stem and stages 1 to 5, few of the parameters.
+    # authors: the last rate (350 epochs, batch 2048: 0.0015), as here; a cosine's is peak / 10.
     # paper: "unaugmented"; here: the model's noise stays on, as it is no augmentation.
     last = config.decay_rate ** (math.ceil(config.epochs / config.decay_epochs - 1e-9) - 1)
     rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
@@ -205,7 +205,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linear warm-up, then exponential or cosine decay.
 
     Section 3.1: "starts at 0.128 for labeled batch size 2048 and decays by 0.97 every 2.4 epochs".
-    From the authors: 5 epochs of warm-up, which the decay also counts, and the decay in steps.
+    From the authors: 5 epochs of warm-up, during which the decay counts already; a staircase.
     """
     epoch = step / config.steps_per_epoch
     peak = config.learning_rate * config.batch_size / 256
@@ -235,8 +235,10 @@ def noise(batch: Batch, config: TrainConfig, step: int) -> Tensor:
     images, labeled = batch.images, len(batch.labels)
     first = 0 if config.augment_labeled else labeled  # table 6: one kind of image may stay clean
     last = len(images) if config.augment_unlabeled else labeled
-    whole = batch.whole if config.augment_unlabeled else config.batch_size
+    whole = batch.whole if config.augment_unlabeled else config.batch_size  # whose rows draw
     chance = Chance(generator, batch.rows[first:last], whole)
+    if first == last:  # XLA cannot take pixels from no image
+        return images
     augmented = pipeline(images[first:last], rand_augment, chance, config.flip)
     return torch.cat([images[:first], augmented, images[last:]])
 
@@ -261,9 +263,9 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
           log_steps: int = 20, name: str = "train", loop: runs.Loop | None = None) -> Path:
     """Train one model, a teacher or (with pseudo labels) a student; returns its checkpoint's path.
 
-    The checkpoint, written at the end, holds the EMA with the best validation accuracy (ties: the
-    latest; the last without a validation set). Until then a state beside it holds network, EMA,
-    optimizer and best EMA, from which the run goes on. If `out` exists nothing is done.
+    The checkpoint, written at the end, holds the averaged weights with the best validation accuracy
+    (ties: the latest; the last without a validation set). Until then the run resumes from a state
+    beside it: network, average, optimizer and best average. If `out` exists nothing is done.
 
     Args:
         start: a checkpoint with the initial weights (finding 8); None: from scratch.
@@ -273,9 +275,9 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
 
     Raises:
         InputError: sizes do not fit, or the run to continue had another configuration.
-        FloatingPointError: the loss (run.log) or a weight (run.save) is not finite.
+        FloatingPointError: the loss (run.log) or a weight (run.save, run.finish) is not finite.
     """
-    batches.check(config, labeled, pseudo, machine)
+    batches.check(config, labeled, pseudo, machine, start)
     config, device = replace(config, labeled_images=len(labeled)), torch.device(machine.device)
     initial = Checkpoint.load(start, config.arch) if start else None
     every = {"log": log_steps, "save": checkpoint_steps or min(500, -(-config.total_steps // 20)),
@@ -292,18 +294,16 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         fresh_classifier = weights.check_start(start, initial, config, labeled.classes)
         model.load_pretrained(network, initial.weights, fresh_classifier, initial.conventions)
     network.checkpoint_blocks = machine.checkpoint_blocks
-    network = network.to(device, memory_format=torch.channels_last).train()  # the faster layout
+    network = network.to(device, memory_format=devices.layout(device)).train()
     average, best = ModelEMA(network, config.ema_decay), Best()
     optimizer = make_optimizer(network, config)
     first = run.resume(network=network, average=average.network, optimizer=optimizer, best=best)
     forward = distribute(network, device, machine.compile)
-    if machine.compile:
-        forward = devices.compiled(forward)
 
     crop = None if config.cifar_crops else augment.random_resized_crop
     reader = batches.training(config, labeled, pseudo, crop, first, machine.workers)
     for step, batch in run.steps(reader):  # B labelled images, then r * B pseudo-labelled ones
-        # Dropout and stochastic depth draw from it: a resumed run ends with the same weights.
+        # Seeds dropout and stochastic depth: a resumed run ends with the same weights.
         devices.manual_seed(batches.seed_of(config.seed, 3, step, devices.rank()), device)
         rate, to_log = learning_rate(step, config), []
         for group in optimizer.param_groups:
@@ -311,10 +311,10 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
         optimizer.zero_grad()
         for micro_batch in batch.split(config.accumulation_steps, device):
             images = augment.normalize(noise(micro_batch, config, step))  # section 2
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=devices.layout(device))
             # Table 6 may noise the labelled images alone; None: all are noised.
             noised = None if config.model_noise_unlabeled else micro_batch.is_labeled
-            with accumulate(forward, device, micro_batch.last):  # shares gradients at the last
+            with accumulate(forward, device, micro_batch.last):  # processes average at the last
                 with devices.autocast(device, config.precision):
                     logits = forward(images, noised)
                 loss = joint_loss(logits, micro_batch.labels, micro_batch.targets,
@@ -351,7 +351,7 @@ class Flags:
     pseudo_label_dir: cli.Folder | None = None  # what pseudo_label.py wrote
     pseudo_labels: Literal["soft", "hard"] | None = None  # check that they are of this kind
     start_from: cli.File | None = None  # checkpoint to take weights from
-    fixed_resolution: cli.Pixels | None = None  # fine-tune --start-from at this size, by its flags
+    fixed_resolution: cli.Pixels | None = None  # fine-tune --start-from at it; repeat its flags
     checkpoint_steps: cli.Count | None = None  # between resumable states (default: 1/20, up to 500)
 
 

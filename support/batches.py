@@ -165,21 +165,26 @@ def training(config, labeled: ImageSet, pseudo: PseudoLabels | None, crop: Crop 
                     count + pseudo_count)
 
 
-def check(config, labeled: ImageSet, pseudo: PseudoLabels | None,
-          machine: devices.Machine) -> None:
-    """InputError for a training run that the devices, or BatchNorm, cannot handle."""
+def check(config, labeled: ImageSet, pseudo: PseudoLabels | None, machine: devices.Machine,
+          start: object = None) -> None:
+    """InputError for a run that the devices or BatchNorm cannot handle, or that lacks a part."""
     device = torch.device(machine.device)
     if pseudo and not config.unlabeled_ratio:
         raise InputError("--unlabeled-ratio 0 leaves the pseudo labels out: give 1 or more")
+    if config.frozen_stages and not start:
+        raise InputError("--frozen-stages would freeze untrained layers: give --start-from")
     if not len(labeled):
         raise InputError("there are no labelled images to train on")
     if pseudo and len(pseudo.images) != len(pseudo.targets):
         raise InputError(f"{len(pseudo.images)} images do not match {len(pseudo.targets)} pseudo "
                          "labels")
 
-    if device.type == "xla" and (machine.compile or machine.checkpoint_blocks):
-        raise InputError("--compile and --checkpoint-blocks are not for XLA, which compiles by "
-                         "itself: leave them out, or raise --accumulation-steps to save memory")
+    if device.type == "xla" and machine.compile:
+        raise InputError("--compile is not for XLA, which compiles by itself: leave it out")
+    # On MPS a block that is computed again would draw other noise.
+    if device.type in ("xla", "mps") and machine.checkpoint_blocks:
+        raise InputError(f"--checkpoint-blocks is not for {device.type}: leave it out, or raise "
+                         "--accumulation-steps to save memory")
     if machine.compile and machine.checkpoint_blocks and devices.world_size() > 1:
         raise InputError("--compile with --checkpoint-blocks is for one process: a compiled "
                          "SyncBatchNorm would see recomputed images as new ones; leave one out")

@@ -1,13 +1,13 @@
 """torchrun's processes train one network together: gradients and BatchNorm see all images."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed.nn
 from torch import Tensor, nn
 
-from support.devices import finish_step, world_size
+from support.devices import compiled, finish_step, world_size
 
 
 def _mean_over_all(maps: Tensor) -> Tensor:
@@ -45,21 +45,22 @@ def _synchronize(network: nn.Module) -> None:
             _synchronize(module)
 
 
-def distribute(network: nn.Module, device: torch.device, compiles: bool = False) -> nn.Module:
+def distribute(network: nn.Module, device: torch.device, compiles: bool = False) -> Callable:
     """What to call instead of the network, so that the processes of torchrun train one model.
 
     Gradients are averaged over the processes, and BatchNorm sees the images of all (the authors':
     those of a group of cores). The network itself keeps its parameters and buffers.
     """
-    if world_size() == 1:
-        return network
-    # torch's own is leaner on GPUs, but its shapes depend on values: a network that is compiled
-    # would fall apart at each of them.
-    if device.type == "cuda" and not compiles:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    else:
-        _synchronize(network)
-    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+    forward = network
+    if world_size() > 1:
+        # torch's own is leaner on GPUs, but its shapes depend on values: a network that is compiled
+        # would fall apart at each of them.
+        if device.type == "cuda" and not compiles:
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        else:
+            _synchronize(network)
+        forward = nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+    return compiled(forward) if compiles else forward
 
 
 @contextlib.contextmanager

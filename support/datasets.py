@@ -174,9 +174,3 @@ def read_pool(folder: str | Path, classes: Iterable[str],
         raise InputError(f"{folder}: no images in the unlabelled folder; add some")
     labels = torch.tensor([UNKNOWN]).expand(len(found))  # one number in memory, not N
     return ImageSet(labels, tuple(classes), files=found)
-
-
-def into_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:
-    """The same set, its files decoded if small and few: otherwise each epoch would decode them."""
-    size = size_to_read(image_size, source)
-    return read_set(source, size, workers)[0] if size else source

@@ -50,17 +50,17 @@ CPU = Machine("cpu")
 
 
 def choose(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one, else MPS, else the CPU.
+    """The device of that name; "auto" is CUDA if there is one, else the CPU.
 
-    XLA must be asked for, except on a TPU host (PJRT_DEVICE=TPU). Under torchrun the process joins
-    the others, and takes the GPU of its own number. InputError when the device is not there.
+    MPS (untested) must be asked for, and XLA except on a TPU host (PJRT_DEVICE=TPU). Under torchrun
+    the process joins the others and takes the GPU of its number. InputError if it is not there.
     """
     if name == "xla" or name == "auto" and os.environ.get("PJRT_DEVICE") == "TPU":
         return _start_xla()
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
              "cpu": True}
     if name == "auto":
-        name = next(filter(there.get, there))
+        name = "cuda" if there["cuda"] else "cpu"
     if name not in there:
         raise InputError(f"unknown device {name!r}: use auto, cpu, cuda, mps or xla")
     if not there[name]:
@@ -107,6 +107,11 @@ def _keep_freed_memory() -> None:
         libc, trim_threshold, largest_number_of_maps = ctypes.CDLL(None), -1, -4
         libc.mallopt(largest_number_of_maps, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """The faster layout of images in training; on MPS BatchNorm's gradients are wrong in it."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 # ---- Several processes, or several devices of XLA ----

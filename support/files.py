@@ -112,8 +112,8 @@ def require_same(path: str | Path, found: dict, wanted: dict) -> None:
 def require_agreement(value: object) -> None:
     """Return when every process has come here; InputError unless all of them give the same."""
     if any(other != value for other in devices.gathered(value)):
-        raise InputError("the processes find different images or settings: they need the same "
-                         "disk, and nothing may be added meanwhile")
+        raise InputError("the processes find different images, settings or states of a run: they "
+                         "need the same disk, and nothing may be added meanwhile")
 
 
 def require_place(out: str | Path, folders: Iterable[str | Path | None]) -> Path:

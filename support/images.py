@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,8 @@ SUFFIXES = tuple(suffix for suffix, name in Image.registered_extensions().items(
 # To Pillow the raw data of many cameras are a TIFF, of which it shows the thumbnail.
 RAW = tuple(".3fr .arw .cr2 .dng .erf .iiq .kdc .nef .nrw .pef .sr2 .srf .srw".split())
 # Errors of a disk or of the machine; any other is the file's own.
-FOR_NOW = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+FOR_NOW = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+           errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +138,7 @@ def say_once(text: str) -> None:
 
 def open_image(file: str) -> Image.Image:
     """An image, of which only the beginning has been read; an error of any kind if it is none."""
-    if not os.path.isfile(file) or file.lower().endswith(RAW):  # a pipe would never end
+    if not stat.S_ISREG(os.stat(file).st_mode) or file.lower().endswith(RAW):  # no endless pipe
         raise ValueError("not a regular file, or a camera's raw data")
     return Image.open(file, formats=FORMATS)
 
@@ -223,11 +225,11 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
         with contextlib.suppress(OSError), os.scandir(os.path.dirname(item) or ".") as entries:
             there = any(entries)
         if number in FOR_NOW or not there:
-            raise InputError(f"{item}: cannot be opened at present ({cause}): the same command "
-                             "continues once it can be") from None
+            raise InputError(f"{item}: cannot be opened at present ({cause!r}): the same command "
+                             "continues once it can be, or is gone") from None
         if "--megapixels" in str(error):
-            say_once("Some images have more pixels than --megapixels allows: raise it, or shrink "
-                     "them")
+            say_once("Some images have more pixels than --megapixels allows: raise it, with "
+                     "another --out, or shrink them")
         return None, str(error)
     fingerprint = blake2b(image.tobytes(), digest_size=16, key=repr(image.size).encode()).digest()
     return None if size is None else to_array(center_crop(image, size)), fingerprint

@@ -26,7 +26,7 @@ def padded_conv(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int
     left, right, top, bottom = padding
     (outputs, _, kernel, _), (height, width) = weight.shape, images.shape[2:]
     # CPUs' general kernels are slow on maps of a few pixels, which decides the speed at 32x32.
-    if not images.is_cuda and height * width * stride <= 8:
+    if images.device.type in ("cpu", "xla") and height * width * stride <= 8:
         if kernel == stride == groups == 1:  # faster as a product of matrices
             pixels = F.linear(images.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)  # (N, H, W, C)
             return pixels.permute(0, 3, 1, 2)

@@ -175,7 +175,7 @@ class LabelStore:
                         rows = rows.short() if len(self.pool.classes) <= 2**15 else rows.int()
                     path = self.folder / f"{name}.npy"
                     files.write_rows(path, rows.numpy(), part.start, total)
-                files.write_atomically(mark, lambda file: None)
+                self._write(f"progress/{mark.name}", lambda file: None)
                 bar.update(len(part))
         devices.wait_for_all()
         missing = {n % count for n, mark in enumerate(marks) if not mark.exists()}

@@ -36,6 +36,8 @@ def phases(generations: Sequence, sizes: tuple[int, int, int], labels_only: bool
            train_phases: Callable, scaling: Callable) -> list[Phase]:
     """All trainings in their order: every generation, then those on the labels alone.
 
+    `train_phases` is rehearsed with a `learn` that only notes what it would train.
+
     Args:
         generations: iterate.Generation.
         sizes: labelled images, classes and unlabelled images.

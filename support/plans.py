@@ -211,7 +211,7 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
         if fixed and fixed < size:
             raise InputError(f"--fixed-resolution {fixed}: give --image-size, {size}, or more")
         # Without a pool: the batch of the teacher and of the models on the labels alone.
-        batches.check(generation.config, labeled, None, machine)
+        batches.check(generation.config, labeled, None, machine, file or generation.from_teacher)
         with torch.device("meta"):
             network = build_model(generation.config, len(labeled.classes))
         parameters.append(sum(weight.numel() for weight in network.parameters()))

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import InputError, devices
-from support.files import lock, require_same, write_atomically
+from support.files import lock, require_agreement, require_same, write_atomically
 from support.outline import Loop
 
 
@@ -72,6 +72,7 @@ class Run:
         self.every, self.name, self.first, self.images, self.figures = every, name, 0, 0, {}
         self.loop, self.seconds = loop, 0.0  # seconds: of the processes before this one
         self.finished, self.lock = self.out.exists(), Path(f"{stem(out)}.lock")
+        require_agreement(self.finished)
         if self.finished:
             self._read(self.out)
             if devices.rank() == 0:
@@ -110,6 +111,7 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             self.first, self.seconds = state["step"], state.get("seconds", 0.0)
+        require_agreement(self.first)
         return self.first
 
     def steps(self, batches: Iterable) -> Iterator[tuple]:

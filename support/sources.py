@@ -196,19 +196,23 @@ def read_training(flags, image_size: int,
         raise InputError("--fixed-resolution trains on labelled images alone: leave out "
                          "--unlabeled and --pseudo-label-dir")
     files.require_place(flags.out, [flags.labeled, flags.val, flags.unlabeled])
-    labeled, validation = datasets.read_folder(flags.labeled, image_size, workers=workers), None
+    listed, pseudo = folders.list_classes(flags.labeled), None
+    if flags.unlabeled:
+        pool = datasets.read_pool(flags.unlabeled, listed.classes, flags.out)
+        kind = flags.pseudo_labels and {"kind": flags.pseudo_labels}
+        pseudo = label_store.read(flags.pseudo_label_dir, pool, kind)
+        if flags.val and pseudo.settings.get("held_out") == files.digest():  # of no image
+            images.say_once("Warning: the pool may hold images of --val: none were --held-out")
+    # All in memory or none: crops are cut from the central squares there, else from whole files.
+    size = datasets.size_to_read(image_size, *([listed, pseudo.images] if pseudo else [listed]))
+    labeled, validation = datasets.read_set(listed, size, workers)[0], None
     if flags.val:
         validation = datasets.read_folder(flags.val, image_size, labeled.classes, workers)
         if twice := datasets.shared(labeled, validation, ("labelled", "validation")):
             images.say_once(f"Warning: {twice} validation images are labelled images, too")
-
-    if not flags.unlabeled:
-        return labeled, validation, None
-    pool = datasets.read_pool(flags.unlabeled, labeled.classes, flags.out)
-    pseudo = label_store.read(flags.pseudo_label_dir, pool,
-                              flags.pseudo_labels and {"kind": flags.pseudo_labels})
-    chosen = datasets.into_memory(pseudo.images, image_size, workers)
-    return labeled, validation, replace(pseudo, images=chosen)
+    if pseudo and size:
+        pseudo = replace(pseudo, images=datasets.read_set(pseudo.images, size, workers)[0])
+    return labeled, validation, pseudo
 
 
 # ---- By the flags of one labelling ----

@@ -97,6 +97,8 @@ def _unwrapped(contents: object) -> dict[str, Tensor]:
 
 def _fields(meta: dict, contents: dict) -> dict:
     """model.Checkpoint's fields in a file that train.py has written."""
+    if "network" in contents:
+        raise InputError("the state of a training: its command, given again, finishes it")
     config = meta["config"]
     same = ("arch", "image_size", "dropout", "survival_prob", "small_images")
     if not 0 < config["image_size"] <= 10_000:
@@ -145,7 +147,7 @@ def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
     """Copy a state dict into another, or raise InputError if a name or a shape does not fit, or a
     weight is not a finite number.
     """
-    count = torch.zeros((), dtype=torch.int64)  # of batches, which old files lack
+    count = torch.zeros((), dtype=torch.int64, device="cpu")  # of batches, which old files lack
     found = {key: count for key in own if key.endswith(".num_batches_tracked")} | dict(found)
     problems = [f"{key} is missing" for key in own.keys() - found.keys()]
     problems += [f"{key} is unknown" for key in found.keys() - own.keys()]

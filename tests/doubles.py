@@ -93,8 +93,8 @@ def planned(*flags):
     """What iterate.py makes of its flags before any image is read: generations, plan, pixels."""
     found, real = [], plans.with_flags
 
-    def with_flags(*given):
-        found.append(real(*given))
+    def with_flags(*given, **named):
+        found.append(real(*given, **named))
         return found[0]
 
     def stop(source, plan, config, machine, out):

@@ -523,9 +523,9 @@ def test_random_resized_crop_of_real_images():
 XLA = """
 import torch, torch_xla
 import torch_xla.debug.metrics as metrics
-import augment
+import augment, train
 from augment import OPERATIONS, RandAugment, apply_operation
-from support.batches import Chance
+from support.batches import Batch, Chance
 
 torch.set_num_threads(1)
 device = torch_xla.device()
@@ -572,6 +572,10 @@ for batch in (images, images.to(device)):
 assert torch.equal(*results)
 fallbacks = [name for name in metrics.counter_names() if name.startswith("aten::")]
 assert not fallbacks, fallbacks
+
+config = train.TrainConfig(image_size=32, augment_labeled=False)  # as in the resolution fix
+batch = Batch(images.to(device), torch.zeros(64, dtype=torch.int64), None, torch.arange(64), 64)
+assert torch.equal(train.noise(batch, config, 0).cpu(), images)
 """
 
 

@@ -225,8 +225,21 @@ def test_xla_compiles_by_itself_and_keeps_its_activations(splits, monkeypatch):
     monkeypatch.setattr(devices, "mesh_size", lambda device: 1)
     for options in ({"compile": True}, {"checkpoint_blocks": True}):
         batches.check(TINY, splits.labeled, None, devices.Machine("cpu", **options))
-        with pytest.raises(InputError, match="not for XLA"):
+        with pytest.raises(InputError, match="not for (XLA|xla)"):
             batches.check(TINY, splits.labeled, None, devices.Machine("xla", **options))
+
+
+def test_mps_would_not_draw_a_blocks_noise_again(splits):
+    batches.check(TINY, splits.labeled, None, devices.Machine("mps"))
+    with pytest.raises(InputError, match="--checkpoint-blocks is not for mps"):
+        batches.check(TINY, splits.labeled, None, devices.Machine("mps", checkpoint_blocks=True))
+
+
+def test_only_layers_that_were_trained_are_frozen(splits):
+    frozen = dataclasses.replace(TINY, frozen_stages=1)
+    batches.check(frozen, splits.labeled, None, devices.CPU, "start.pt")
+    with pytest.raises(InputError, match="untrained layers: give --start-from"):
+        batches.check(frozen, splits.labeled, None, devices.CPU)
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -394,12 +394,11 @@ def test_a_pool_is_read_by_users_who_may_write_nowhere(own, monkeypatch):
         datasets.read_pool(own["unlabeled"], ("cat", "dog"), own["test"].with_name("labels"))
 
 
-def test_a_pool_is_decoded_into_memory_only_if_it_is_small(own, monkeypatch):
+def test_images_are_decoded_into_memory_only_if_they_are_small_and_few(own, monkeypatch):
     pool = datasets.read_pool(own["unlabeled"], ("cat", "dog"))
-    assert datasets.into_memory(pool, 8).pixels.shape == (4, 3, 8, 8)
-    assert datasets.into_memory(pool, 72) is pool
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 4 * 3 * 8 * 8 - 1)
-    assert datasets.into_memory(pool, 8) is pool
+    assert [datasets.size_to_read(size, pool) for size in (8, 64, 65, 72)] == [8, 64, None, None]
+    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 8 * 3 * 8 * 8 - 1)
+    assert datasets.size_to_read(8, pool) == 8 and datasets.size_to_read(8, pool, pool) is None
 
 
 def test_sets_too_large_for_memory_stay_files(own, monkeypatch):

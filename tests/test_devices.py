@@ -16,13 +16,21 @@ from support import InputError, data_parallel, devices, images
 
 
 @pytest.mark.parametrize(("there", "chosen"), [
-    ((), "cpu"), (("mps",), "mps"), (("mps", "cuda"), "cuda"),
+    ((), "cpu"), (("mps",), "cpu"), (("mps", "cuda"), "cuda"),
 ])
-def test_auto_prefers_cuda_to_mps_to_the_cpu(there, chosen, monkeypatch):
+def test_auto_is_cuda_or_the_cpu_and_mps_must_be_asked_for(there, chosen, monkeypatch):
     monkeypatch.delenv("PJRT_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
     assert devices.choose("auto").type == chosen
+    if "mps" in there:
+        assert devices.choose("mps").type == "mps"
+
+
+def test_training_is_channels_last_but_on_mps_where_batch_norm_would_learn_wrongly():
+    layouts = {name: devices.layout(torch.device(name)) for name in ("cpu", "cuda", "xla", "mps")}
+    assert layouts.pop("mps") == torch.contiguous_format
+    assert set(layouts.values()) == {torch.channels_last}
 
 
 def test_auto_is_xla_on_a_tpu_host_alone(monkeypatch):

@@ -19,7 +19,7 @@ from support import InputError, files
 def test_processes_that_find_different_images_are_refused(monkeypatch):
     files.require_agreement({"pool": "a"})
     monkeypatch.setattr(files.devices, "gathered", lambda value: [value, {"pool": "b"}])
-    with pytest.raises(InputError, match="find different images or settings: they need the same"):
+    with pytest.raises(InputError, match="find different images, settings or states of a run"):
         files.require_agreement({"pool": "a"})
 
 

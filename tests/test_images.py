@@ -135,16 +135,19 @@ def test_a_fingerprint_is_of_pixels_and_shape_not_of_name_and_format(tmp_path):
 
 @pytest.mark.parametrize("error", [
     OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EMFILE, "Too many open files"),
-    MemoryError()])
+    OSError(errno.EHOSTDOWN, "Host is down"), MemoryError()])
 def test_a_failing_disk_or_machine_is_not_a_broken_image(monkeypatch, tmp_path, error):
     noise(0).save(tmp_path / "0.png")
 
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(images.Image, "open", fail)
-    with pytest.raises(InputError, match="0.png: cannot be opened at present .*continues"):
-        images.inspect(str(tmp_path / "0.png"), 8)
+    for module, function in (images.Image, "open"), (images.os, "stat"):
+        with monkeypatch.context() as patch, pytest.raises(
+                InputError, match="0.png: cannot be opened at present .*continues") as caught:
+            patch.setattr(module, function, fail)
+            images.inspect(str(tmp_path / "0.png"), 8)
+        assert type(error).__name__ in str(caught.value)  # MemoryError says nothing itself
 
 
 @pytest.mark.parametrize("empty", [True, False])

@@ -303,6 +303,7 @@ def test_a_missing_or_unfinished_checkpoint_is_an_error_of_one_line(tmp_path):
         with pytest.raises(InputError, match=f"{name} cannot be read as a checkpoint") as error:
             model.Checkpoint.load(tmp_path / name, "b0")
         assert "\n" not in str(error.value)
+        assert ("the state of a training" in str(error.value)) == (name == "teacher.resume")
 
 
 def test_small_images_keep_their_resolution_in_stages_2_and_3():

@@ -87,8 +87,7 @@ def test_chosen_labels_are_listed_for_the_eye(in_memory, teacher, pool, tmp_path
     found = Checkpoint.load(teacher)
     images = datasets.read_pool(pool, found.classes)
     if in_memory:
-        images = datasets.into_memory(images, 32)
-        assert images.pixels is not None
+        images, _ = datasets.read_set(images, 32)
     labels = label(found, images, tmp_path / "labels", threshold=0.0, per_class=4)
     head, *rows = table(tmp_path / "labels" / "labels.csv")
     assert head == ["file", "class", "confidence", "copies"]

@@ -138,7 +138,7 @@ def test_broken_files_and_held_out_images_show_when_the_pool_is_opened(tmp_path,
     left_out = {file for file, good in zip(pool.files, usable, strict=True) if not good}
     assert left_out == {str(copy), str(own / "notes.txt")}
     rest = pool.subset(usable.nonzero().flatten())
-    assert torch.equal(pixels[usable], datasets.into_memory(rest, 8).pixels)
+    assert torch.equal(pixels[usable], datasets.read_set(rest, 8)[0].pixels)
     assert not pixels[~usable].any()
 
 

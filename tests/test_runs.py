@@ -18,7 +18,7 @@ import torch
 from tiny import ROOT, TINY, run, same, weights, write_images
 
 import train
-from support import InputError, cli, outline, runs
+from support import InputError, cli, devices, outline, runs
 
 BRIEF = dataclasses.replace(TINY, epochs=0.4)  # one step
 
@@ -66,6 +66,16 @@ def count(out, until=math.inf, **settings):
             run.save(step)
     run.finish(total=counter.value)
     return int(counter.value), first
+
+
+def test_processes_that_see_other_states_of_a_run_do_not_part(tmp_path, monkeypatch):
+    """As with a disk of its own for each machine."""
+    run = make_run(tmp_path / "a.pt")
+    monkeypatch.setattr(devices, "gathered", lambda value: [value, value + 1])
+    with pytest.raises(InputError, match="states of a run: they need the same disk"):
+        run.resume(network=Counter())
+    with pytest.raises(InputError, match="states of a run: they need the same disk"):
+        make_run(tmp_path / "a.pt")
 
 
 def test_each_task_is_due_after_its_number_of_steps_and_the_last_one(tmp_path):

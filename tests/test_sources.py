@@ -18,8 +18,9 @@ from noise_images import images_of, noise, write_classes
 
 import iterate
 import train
-from support import InputError, cli, datasets, devices, sources
+from support import InputError, cli, datasets, devices, files, label_store, sources
 from support.images import UNKNOWN
+from support.label_store import PseudoLabels
 from support.sources import Source
 
 
@@ -285,6 +286,33 @@ def test_a_pool_and_its_pseudo_labels_come_together(changes, expected, own):
         changes = changes | {"unlabeled": own.unlabeled}
     with pytest.raises(InputError, match=f"^{expected}"):
         read_training(own, **changes)
+
+
+def with_labels(own, monkeypatch, held_out=()):
+    pool = datasets.read_pool(own.unlabeled, ("cat", "dog"))
+    pseudo = PseudoLabels(pool, np.full((4, 2), 0.5), np.arange(4),
+                          settings={"held_out": files.digest(*held_out)})
+    monkeypatch.setattr(label_store, "read", lambda *_: pseudo)
+    return {"unlabeled": own.unlabeled, "pseudo_label_dir": "x"}
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_labelled_and_pseudo_labelled_images_are_in_memory_together_or_not_at_all(
+        fits, own, monkeypatch):
+    """Else random crops of the ones would come from central squares, of the others from files."""
+    flags = with_labels(own, monkeypatch)
+    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 24 * 3 * 8 * 8 - (not fits))
+    labeled, _, pseudo = read_training(own, **flags)
+    assert (labeled.pixels is not None) == (pseudo.images.pixels is not None) == fits
+
+
+@pytest.mark.parametrize(("held_out", "val", "warned"), [
+    ([], True, True), ([], False, False), ([b"image"], True, False)])
+def test_a_pool_that_may_hold_validation_images_is_mentioned(
+        held_out, val, warned, own, monkeypatch, capsys):
+    flags = with_labels(own, monkeypatch, held_out)
+    read_training(own, **flags, val=own.test if val else None)
+    assert ("may hold images of --val" in capsys.readouterr().out) == warned
 
 
 def test_labeled_images_are_not_validation_images_too(own):

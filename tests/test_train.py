@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 import model
 import train
-from support import InputError, cli, datasets, devices, runs
+from support import InputError, cli, data_parallel, datasets, devices, runs
 from support.batches import Batch
 from train import TrainConfig
 
@@ -225,6 +225,14 @@ def test_every_field_of_the_configuration_changes_the_training(field, splits, tm
         )
         return
     config = TINY
+    if field == "frozen_stages":  # of the network to start from
+        start = baseline["cosine"]
+        config = dataclasses.replace(config, frozen_stages=3)
+        stems = [weights(path)["stem.weight"] for path in (
+            start, run(config, splits, tmp_path / "c.pt", start=start),
+            run(TINY, splits, tmp_path / "d.pt", start=start))]
+        assert torch.equal(stems[0], stems[1]) and not torch.equal(stems[0], stems[2])
+        return
     if field in ("decay_rate", "decay_epochs"):
         config = dataclasses.replace(config, schedule="exponential")
     changed = run(dataclasses.replace(config, **{field: CHANGES[field]}), splits, tmp_path / "c.pt")
@@ -475,7 +483,7 @@ def test_states_are_kept_twenty_times_a_run_or_every_500_steps(
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_network_is_compiled_if_asked_for(asked, splits, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(devices, "compiled", lambda network: seen.append(network) or network)
+    monkeypatch.setattr(data_parallel, "compiled", lambda network: seen.append(network) or network)
     run(dataclasses.replace(TINY, epochs=0.4), splits, tmp_path / "a.pt",
         machine=devices.Machine("cpu", compile=asked))
     assert len(seen) == asked
