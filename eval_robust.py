@@ -224,7 +224,7 @@ def robustness(network: nn.Module, images: ImageSet, size: int, path: Path,
 
 
 def relative_to(teacher: dict | None, results: dict) -> dict:
-    """mCE and mFR relative to the teacher's (not "relative mCE"); None if it has 0 or none."""
+    """mCE and mFR over the teacher's (not "relative mCE"); None without one, or if it has a 0."""
     def relative(mean: Callable, key: str) -> float | None:
         with contextlib.suppress(ZeroDivisionError):
             return mean(results[key], baseline=teacher[key]) if teacher else None

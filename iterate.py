@@ -168,15 +168,15 @@ class Flags:
     plan: Literal[tuple(PLANS)] | None = None  # generations (default: by the images' size)
     out: cli.Folder | None = None  # run directory (default: runs/PLAN); continued if it exists
     seed: cli.Whole = 0  # of the weights, the images' order, the noise, and the demo's images
-    arch: list[str] | None = None  # b0 to b7, l0 to l2, WIDTHxDEPTH: one, or the teacher's first
+    arch: list[str] | None = None  # b0 to b7, l0 to l2, WIDTHxDEPTH: one for all, or one for each
     filter: bool = True  # keep confident images only (section 3.1)
     noise: bool = True  # noise the unlabelled images of the students (table 6)
     labels_only: bool = True  # compare with each architecture trained on the labels alone
     robustness: bool = True  # corrupt, perturb, attack test images (sections 3.3, 3.4)
-    allow_smaller_student: bool = False  # against the method
+    allow_smaller_student: bool = False  # than its teacher, which the method rules out
     allow_chance: bool = False  # go on with a teacher that does no better than guessing
     dry_run: bool = False  # only print what would be done
-    images_per_second: cli.Positive | None = None  # training speed: dry run with device hours, too
+    images_per_second: cli.Positive | None = None  # training speed: a dry run with device hours
 
 
 def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],

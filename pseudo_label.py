@@ -158,6 +158,7 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     """
     batch_size = batch_size or reading.size_for(teacher.image_size)
     # paper: gives no strength; here: the teacher's RandAugment alone, no crops, flips or Cutout.
+    # paper: an un-noised B0 selects; here: a noised teacher selects, too, by a noise of its own.
     noise = augment.RandAugment(*teacher.rand_augment) if how.noised_teacher else None
     settings = asdict(how) | {
         "teacher": fingerprint(teacher), "rand_augment": teacher.rand_augment,

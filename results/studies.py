@@ -309,7 +309,12 @@ def measure(flags: Flags) -> None:
     try:
         for seed, run, row in measure_all(
                 waiting, 2, flags.data, LABELS, folder, ROBUST):
-            known["seeds"][str(seed)]["runs"][run.key] = row | {"commit": commit}
+            rows = known["seeds"][str(seed)]["runs"]
+            if rows.get(run.key, row)["test_top1"] != row["test_top1"]:
+                raise InputError(f"{run.checkpoint(seed, folder).name}, a teacher trained again, "
+                                 f"is not the one of {file}, whose students are measured: give "
+                                 "another --results")
+            rows[run.key] = row | {"commit": commit}
             files.write_json(file, known)
             bar.update(costs[seed, run.key])
             failed -= 1

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -401,12 +402,12 @@ def test_two_runs_at_once_each_after_the_one_before_it(chain, tmp_path):
 @pytest.fixture
 def command(monkeypatch, tmp_path, data):
     """studies.main with runs that cost nothing; what was measured is in `command.seen`."""
-    def main(*only, seeds=(0,), here="some", results="studies.json", failing=0):
+    def main(*only, seeds=(0,), here="some", results="studies.json", failing=0, better=0.0):
         def measure_all(waiting, processes, place, labels, folder, robust):
             for (seed, key), run in [*waiting.items()][failing:]:
                 run.checkpoint(seed, folder).touch()
                 main.seen.append((seed, key))
-                top1 = float(np.frombuffer(key.encode(), np.uint8).mean()) + seed
+                top1 = float(np.frombuffer(key.encode(), np.uint8).mean()) + seed + better
                 row = {"test_top1": top1, "minutes": 1.0, "loss_labeled": 1.0,
                        "loss_unlabeled": 2.0}
                 suite = dict.fromkeys(("corruptions", "flips", "fgsm"), top1)
@@ -446,6 +447,15 @@ def test_a_seed_begins_anew_on_another_processor_unless_it_is_complete(command, 
     assert found["processor"] == "other"
     assert "seed 0 was measured on some with torch " in capsys.readouterr().out
     assert len(command.seen) == len(found["runs"]) == 7  # all of them
+
+
+def test_a_teacher_that_is_trained_again_must_be_the_one_its_students_had(command, tmp_path):
+    command("finding-6")
+    shutil.rmtree(tmp_path / "runs")
+    assert (0, SUPERVISED.key) in (command("finding-3"), command.seen)[1]
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(InputError, match="a teacher trained again, is not the one of .*json"):
+        command("finding-4", better=1.0)
 
 
 def test_two_processes_at_one_results_file_are_refused(command, tmp_path):
