@@ -19,7 +19,7 @@ import iterate
 import model
 import pseudo_label
 import train
-from support import InputError, cli, files, runs, weights
+from support import InputError, cli, devices, files, plans, runs, weights
 from support.images import ImageSet
 
 WNIDS = tuple(weights.IMAGENET["wnids"])
@@ -205,6 +205,16 @@ def test_a_start_that_would_fail_in_the_first_training_is_refused_before_anythin
                                   "--out", str(tmp_path / "run")]) == 2
     assert "knows other classes than the labelled images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_stages_are_frozen_only_in_weights_to_start_from(splits, tmp_path):
+    start = tiny.run(tiny.TINY, splits, tmp_path / "start.pt", students=False)
+    generations, *_ = planned("--start-from", str(start), "--labeled", "x", "--frozen-stages", "3")
+    others = [splits.labeled, devices.CPU, train.build_model, model.Checkpoint.load,
+              iterate.Flags()]
+    plans.check(generations, *others)
+    with pytest.raises(InputError, match="would freeze untrained layers"):
+        plans.check([dataclasses.replace(one, start_from=None) for one in generations], *others)
 
 
 def test_a_checkpoint_to_start_from_decides_plan_architecture_and_size(splits, tmp_path):
