@@ -37,7 +37,7 @@ class Generation:
     name: Annotated[str, cli.NO_FLAG]
     config: Annotated[train.TrainConfig, cli.NO_FLAG]
     labelling: Annotated[Labelling, cli.NO_FLAG] = Labelling()
-    fixed_resolution: cli.Pixels | None = None  # of a final fine-tuning, train.resolution_fix
+    fixed_resolution: cli.Pixels | None = None  # of a last fine-tuning (train.resolution_fix)
     joint: bool = True  # both losses at once, not first pseudo labels and then labels (finding 6)
     from_teacher: bool = False  # start from the teacher's weights, not from scratch (finding 8)
     start_from: cli.File | None = None  # checkpoint or released weights to start from
@@ -165,7 +165,7 @@ def test(generation: Generation, checkpoint: Path, pseudo: PseudoLabels | None,
 class Flags:
     """Algorithm 1, and what is compared"""
 
-    plan: Literal[tuple(PLANS)] | None = None  # generations (default: by the images' size)
+    plan: Literal[tuple(PLANS)] | None = None  # generations (default: by the images)
     out: cli.Folder | None = None  # run directory (default: runs/PLAN); continued if it exists
     seed: cli.Whole = 0  # of the weights, the images' order, the noise, and the demo's images
     arch: list[str] | None = None  # b0 to b7, l0 to l2, WIDTHxDEPTH: one for all, or one for each
@@ -173,10 +173,10 @@ class Flags:
     noise: bool = True  # noise the unlabelled images of the students (table 6)
     labels_only: bool = True  # compare with each architecture trained on the labels alone
     robustness: bool = True  # corrupt, perturb, attack test images (sections 3.3, 3.4)
-    allow_smaller_student: bool = False  # than its teacher, which the method rules out
+    allow_smaller_student: bool = False  # than its teacher (against the method)
     allow_chance: bool = False  # go on with a teacher that does no better than guessing
     dry_run: bool = False  # only print what would be done
-    images_per_second: cli.Positive | None = None  # training speed: a dry run with device hours
+    images_per_second: cli.Positive | None = None  # training speed, for hours; implies --dry-run
 
 
 def main(flags: Flags, source: sources.Source, labelling: cli.Given[Labelling],

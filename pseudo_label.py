@@ -200,8 +200,8 @@ class Flags:
     top: cli.Count = 1  # classes listed for each image, with --csv
     held_out: list[cli.Folder] | None = None  # validation and test images, which are left out
     seed: cli.Whole = 0  # decides the duplicates and a noised teacher's noise
-    images_of: cli.Folder | None = None  # relabel the images of these earlier labels, select none
-    shard: Annotated[str, "I/N"] | None = None  # label only shard I of N, counted from 0
+    images_of: cli.Folder | None = None  # label only the images that these earlier labels chose
+    shard: Annotated[str, "I/N"] | None = None  # label only shard I of N, from 0; each twice
     batch_size: cli.Batch | None = None  # images (default: 500 up to 128 pixels, else fewer)
 
 

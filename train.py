@@ -44,17 +44,17 @@ class TrainConfig:
     """
 
     # Model
-    arch: str = "b7"  # b0 to b7, l0 to l2, or WIDTHxDEPTH: its recipe is the default of the rest
+    arch: str = "b7"  # b0 to b7, l0 to l2, WIDTHxDEPTH (default: b7); decides the other defaults
     image_size: cli.Pixels = 600  # pixels a side
-    small_images: bool = False  # stages 2 and 3 at stride 1; not implied by image_size
+    small_images: bool = False  # stages 2 and 3 at stride 1, for about 32 pixels; never implied
 
     # Noise on the model (section 2)
     dropout: cli.BelowOne = 0.5  # probability of dropping a feature before the classifier
-    survival_prob: cli.Probability = 0.8  # block i of n: 1 - (1 - this) * i / n
+    survival_prob: cli.Probability = 0.8  # stochastic depth; block i of n: 1 - (1 - this) * i / n
 
     # Noise on the images (section 2)
     rand_augment_operations: cli.UpTo100 = 2  # per image; 0: none, nor cifar's Cutout
-    rand_augment_magnitude: cli.Magnitude = 27.0  # in tenths of AutoAugment's range
+    rand_augment_magnitude: cli.Magnitude = 27.0  # strength; AutoAugment's scale ends at 10
     flip: bool = True  # mirror images at random; not for digits
     crops: Literal["auto", "cifar", "imagenet"] = "auto"  # the pipeline; auto: cifar's up to 64 px
 
@@ -63,17 +63,17 @@ class TrainConfig:
     augment_labeled: bool = True  # noise on labelled images; without it, clean centre crops
     augment_unlabeled: bool = True  # noise on pseudo-labelled images
     model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
-    frozen_stages: Annotated[int, cli.Range(0, 7, "0 to 7"), "N"] = 0  # with the stem; 0: none
+    frozen_stages: Annotated[int, cli.Range(0, 7, "0 to 7"), "N"] = 0  # and the stem; 0: none
 
     # Joint loss (Algorithm 1, step 3; the ratio of unlabelled to labelled images: section 3.2)
     # paper: the sum of two means, or section 3.1's average over one batch; here: the authors' sum.
     joint: bool = True  # labels and pseudo labels; else the latter alone, finding 6's first phase
     unlabeled_ratio: cli.UpTo100 = 3  # pseudo-labelled images per labelled one in a batch
-    normalization: Literal["concat", "algorithm1", "official"] = "official"  # train.joint_loss
+    normalization: Literal["concat", "algorithm1", "official"] = "official"  # joint_loss
     label_smoothing: cli.Share = 0.1  # on labels and hard pseudo labels
 
     # Optimisation (section 3.1)
-    batch_size: cli.Batch = 2048  # labelled images a step; epochs are counted in these
+    batch_size: cli.Batch = 2048  # labelled images a step, over all devices; epochs count them
     accumulation_steps: cli.Count = 1  # micro-batches of a step; BatchNorm sees one at a time
     labeled_images: Annotated[int, cli.NO_FLAG] = 1_281_167  # train() fills this in
     epochs: cli.Positive = 350.0  # of labelled images; the paper: 700 for B4 and smaller
@@ -86,7 +86,7 @@ class TrainConfig:
     momentum: cli.BelowOne = 0.9  # of rmsprop and sgd; adamw's first beta
     weight_decay: cli.NonNegative = 1e-5  # L2 in the loss, decoupled in adamw; none on BatchNorm
     ema_decay: cli.BelowOne = 0.9999  # of the averaged weights, used to evaluate and label
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, for GPUs
     evaluate_epochs: cli.Positive = 5.0  # between two evaluations on the validation set
     seed: cli.Whole = 0  # of the weights, the order of the images and the noise
 
@@ -352,7 +352,7 @@ class Flags:
     pseudo_labels: Literal["soft", "hard"] | None = None  # check that they are of this kind
     start_from: cli.File | None = None  # checkpoint to take weights from
     fixed_resolution: cli.Pixels | None = None  # fine-tune --start-from at it; repeat its flags
-    checkpoint_steps: cli.Count | None = None  # between resumable states (default: 1/20, up to 500)
+    checkpoint_steps: cli.Count | None = None  # from state to state (default: a 20th, up to 500)
 
 
 def main(flags: Flags, machine: devices.Machine, changes: cli.Given[TrainConfig]) -> None:

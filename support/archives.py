@@ -58,7 +58,7 @@ PARTS = {"imagenet": {"all": 1}, "imagenet-a": {"all": 1}, "imagenet-c": SEVERE,
 class TestSet:
     """The test set"""
 
-    suite: Literal[tuple(PARTS)]  # what to measure: see the beginning of eval_robust.py
+    suite: Literal[tuple(PARTS)]  # quick, imagenet, fgsm, pgd: any folder; others: archives
     data_dir: cli.Folder  # the unpacked archive, or <class>/ folders
     out: cli.File  # JSON; continued if it exists
     batch_size: cli.Batch | None = None  # images, or frames (default: as fit into a few GB)

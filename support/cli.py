@@ -67,7 +67,8 @@ Folder = Annotated[str, "DIR"]
 KNOWN = {
     "out of memory|MemoryError|DefaultCPUAllocator|not enough memory|size calculation overflowed":
         "out of memory: lower --batch-size or --image-size; when training, also try "
-        "--accumulation-steps and --checkpoint-blocks (other settings need another --out)",
+        "--accumulation-steps and, in the same --out, --checkpoint-blocks (other settings need "
+        "another one)",
     "DataLoader worker|shared memory|process pool":
         "a worker that reads images was killed, most likely as the memory, or a container's shared "
         "memory, is full: give --workers 0, or start the container with --shm-size 8g or "

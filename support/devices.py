@@ -33,10 +33,10 @@ class Machine:
     """Where and how to compute; other devices draw other dropout and round differently"""
 
     device: Literal["auto", "cpu", "cuda", "mps", "xla"] = "auto"  # xla also drives TPUs
-    workers: cli.Workers = 2  # processes that decode images
+    workers: cli.Workers = 2  # processes that decode images, for each GPU
     compile: bool = False  # compile the network; faster on GPUs after a minute
     checkpoint_blocks: bool = False  # recompute activations instead of keeping them: less memory
-    megapixels: cli.Positive = 180.0  # of an image; larger: an error, or not in the pool
+    megapixels: cli.Positive = 180.0  # of an image; larger ones: an error, in the pool left out
 
     def __post_init__(self) -> None:
         Image.MAX_IMAGE_PIXELS = int(self.megapixels * 1e6 / 2)  # it warns here, refuses twice that

@@ -82,8 +82,8 @@ def read(folder: str | Path, pool: ImageSet, settings: dict | None = None) -> Ps
     except InputError:
         raise
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} holds no complete pseudo labels ({error}): delete it and run "
-                         "pseudo_label.py again") from None
+        raise InputError(f"{folder} holds no complete pseudo labels ({error}): the command that "
+                         "began them continues; if they are broken, delete them first") from None
 
 
 class LabelStore:
@@ -201,8 +201,8 @@ class LabelStore:
                 if not len(positions):
                     raise InputError(
                         f"no unlabelled image has a confidence over {self.settings['threshold']} "
-                        f"(the largest is {confidence.max():.3f}): train the teacher longer, or "
-                        "lower --threshold")
+                        f"(the largest is {confidence.max():.3f}): with another --out train the "
+                        "teacher longer, or lower --threshold")
                 used = np.zeros(len(confidence), bool)
                 used[positions] = True
                 self._write("unique.npy", np.flatnonzero(used))

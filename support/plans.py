@@ -209,7 +209,7 @@ def check(generations: Sequence, labeled: ImageSet, machine: Machine, build_mode
             weights.check_start(file, found, generation.config, labeled.classes)
         size, fixed = generation.config.image_size, generation.fixed_resolution
         if fixed and fixed < size:
-            raise InputError(f"--fixed-resolution {fixed}: give --image-size, {size}, or more")
+            raise InputError(f"--fixed-resolution {fixed}: give {size}, the --image-size, or more")
         # Without a pool: the batch of the teacher and of the models on the labels alone.
         batches.check(generation.config, labeled, None, machine, file or generation.from_teacher)
         with torch.device("meta"):

@@ -159,9 +159,9 @@ def choose(source: Source, plan: str, config, machine: devices.Machine, out: Pat
     given = {name: value for name, value in vars(source).items() if value != getattr(Source, name)}
     kind = next((name for name in READS if name in given), "demo")
     if unread := sorted(set(given) - {kind, *READS[kind]}):
-        with_what = "the demo's images" if kind == "demo" else f"--{kind}"
+        with_what = "the demo's images, only with others" if kind == "demo" else f"--{kind}"
         raise InputError(f"--{unread[0].replace('_', '-')} does not go with {with_what}: leave it "
-                         "out, or give --labeled, --unlabeled and --test")
+                         "out")
 
     if kind == "train" and not (source.test and source.labels_per_class):
         raise InputError("--train needs --test DIR and --labels-per-class N")

@@ -60,7 +60,8 @@ def read_checkpoint(path: str | Path, arch: str | None = None) -> Iterator[dict]
         if isinstance(contents, dict) and "meta" in contents:
             yield _fields(json.loads(contents["meta"]), contents)
         elif arch is None:
-            raise InputError("released weights; only a checkpoint of train.py names its model")
+            raise InputError("released weights: only a checkpoint of train.py names its model; "
+                             "train one with --start-from")
         else:
             state, kind = _unwrapped(contents), f"{arch}'s weights: give --arch"
             if "classifier.bias" not in our_names(state):

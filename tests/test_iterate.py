@@ -344,7 +344,7 @@ def test_the_steps_also_run_one_by_one(folders, capsys):
     (["--arch", "0.5x0.5", "0.25x0.34"], "smaller than its teacher"),
     (["--arch", "b99"], "b99"),
     (["--temperature", "0"], "--temperature 0.0: give 0.01 to 100"),
-    (["--fixed-resolution", "24"], "--fixed-resolution 24: give --image-size, 32, or more"),
+    (["--fixed-resolution", "24"], "--fixed-resolution 24: give 32, the --image-size, or more"),
     (["--fixed-resolution", "0"], "--fixed-resolution 0: give 1 to 10,000"),
     (["--batch-size", "1"], "BatchNorm needs two images"),
     (["--arch", "0.25x0.34", "0.5x0.34", "--from-teacher"], "--from-teacher: a 0.5x0.34"),

@@ -35,7 +35,9 @@ def test_a_checkpoint_in_python_classifies_a_photograph_and_is_exported(
     exec(code, names)
     pool = ImageSet(torch.tensor([UNKNOWN]), found.classes, files=("photograph.jpg",))
     expected = pseudo_label.predict(found.network(), pool, found.image_size, workers=0)
-    assert capsys.readouterr().out.splitlines()[-1] == found.classes[expected.argmax()]
+    name, probability = capsys.readouterr().out.splitlines()[-1].rsplit(" ", 1)
+    assert name == found.classes[expected.argmax()]
+    assert float(probability) == pytest.approx(expected.max().item())
     program = torch.export.load(tmp_path / "student.pt2").module()
     logits = names["network"](names["pixels"])
     torch.testing.assert_close(logits.softmax(1), expected)

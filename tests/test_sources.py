@@ -85,7 +85,7 @@ def test_a_published_set_is_read_with_what_the_flags_say(monkeypatch):
 
 
 @pytest.mark.parametrize(("flags", "expected"), [
-    ({"unlabeled": "x"}, "--unlabeled does not go with the demo's images: leave it out, or give"),
+    ({"unlabeled": "x"}, "--unlabeled does not go with the demo's images, only with others: leave"),
     ({"train": "x", "unlabeled": "y"}, "--unlabeled does not go with --train"),
     ({"dataset": "svhn", "test": "x"}, "--test does not go with --dataset"),
     ({"labeled": "x", "root": "y"}, "--root does not go with --labeled"),
