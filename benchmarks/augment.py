@@ -11,9 +11,7 @@ All run at the same strength: magnitude 9 here is 27 of torchvision's 30 and 9 o
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from augment import EMPTY, RandAugment, augment_imagenet, random_resized_crop
+from benchmarks.by_turns import medians
 from results.draw_operations import example_image
 from support.batches import Chance
 
@@ -35,8 +34,7 @@ BICUBIC = transforms.InterpolationMode.BICUBIC
 
 def example_batch(count: int, size: int) -> torch.Tensor:
     """Different pictures: uint8 (count, 3, size, size)."""
-    pixels = torch.frombuffer(bytearray(example_image(size).tobytes()), dtype=torch.uint8)
-    picture = pixels.view(size, size, 3).permute(2, 0, 1).float()
+    picture = pil_to_tensor(example_image(size)).float()
     generator = torch.Generator().manual_seed(0)
     gain = torch.rand(count, 3, 1, 1, generator=generator)
     grain = 10 * torch.randn(count, 3, size, size, generator=generator)
@@ -87,17 +85,6 @@ def pipeline(count: int) -> dict[str, Callable]:
     return timed
 
 
-def measure(timed: dict[str, Callable], count: int, rounds: int) -> dict[str, float]:
-    """Median images per second of every contestant; the first round warms up."""
-    seconds = {name: [] for name in timed}
-    for _ in range(rounds + 1):
-        for name, augment in timed.items():
-            start = time.perf_counter()
-            augment()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: count / statistics.median(times[1:]) for name, times in seconds.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="RandAugment against torchvision and timm.")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds; medians are shown")
@@ -106,9 +93,9 @@ def main() -> None:
     print("| 2 operations, images/s | 32x32, batch 512 | 224x224, batch 64 | with crop and flip |")
     print("|---|---|---|---|")
     speeds = [
-        measure(rand_augment(512, 32), 512, rounds),
-        measure(rand_augment(64, 224), 64, rounds),
-        measure(pipeline(64), 64, rounds),
+        {name: count / seconds for name, seconds in medians(timed, rounds).items()}
+        for count, timed in (
+            (512, rand_augment(512, 32)), (64, rand_augment(64, 224)), (64, pipeline(64)))
     ]
     for name in speeds[0]:
         columns = (f"{speed[name]:,.0f}" if name in speed else "-" for speed in speeds)

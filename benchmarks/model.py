@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import model
+from benchmarks.by_turns import medians
 from support import devices
 
 NETWORKS = {
@@ -69,26 +69,13 @@ def example(batch_size: int, size: int, device: str) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def time_once(work: Callable, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def compare(batch_size: int, size: int, train: bool, rounds: int, device: str,
             compiled: bool = False) -> dict[str, float]:
     """Median images per second of every network; two rounds warm up."""
     images = example(batch_size, size, device)
     work = {name: contestant(name, images, train, compiled) for name in NETWORKS}
-    seconds = {name: [] for name in NETWORKS}
-    for _ in range(rounds + 2):
-        for name in NETWORKS:
-            seconds[name].append(time_once(work[name], device))
-    return {name: batch_size / statistics.median(times[2:]) for name, times in seconds.items()}
+    seconds = medians(work, rounds, warm_up=2)
+    return {name: batch_size / median for name, median in seconds.items()}
 
 
 def tensor_memory(name: str, batch_size: int, size: int, device: str) -> float:

@@ -8,10 +8,7 @@ teacher of the demo: the smaller the network, the more anything else weighs.
 """
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import augment
 import model
 import pseudo_label
+from benchmarks.by_turns import medians
 from support import devices
 
 # Architecture, pixels a side, images, batch: the demo; the paper's choosing teacher on a CPU and on
@@ -41,20 +39,9 @@ def bare(network: nn.Module, images: Tensor, batch_size: int, device: torch.devi
     return torch.cat(probabilities).cpu()
 
 
-def measure(contestants: list[Callable[[], Tensor]], rounds: int) -> list[float]:
-    """Median seconds of each; the first round warms up."""
-    seconds = [[] for _ in contestants]
-    for _ in range(rounds + 1):
-        for times, contestant in zip(seconds, contestants, strict=True):
-            start = time.perf_counter()
-            contestant()
-            times.append(time.perf_counter() - start)
-    return [statistics.median(times[1:]) for times in seconds]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="predict against the bare inference loop.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or xla")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps", "xla"))
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds; medians are shown")
     arguments = parser.parse_args()
     device = devices.choose(arguments.device)
@@ -64,9 +51,9 @@ def main() -> None:
         network = model.efficientnet(arch).to(device, memory_format=torch.channels_last).eval()
         images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
         common = {"batch_size": batch_size, "device": device}
-        loop, ours = measure([partial(bare, network, images, **common),
-                              partial(pseudo_label.predict, network, images, **common)],
-                             arguments.rounds)
+        seconds = medians({"loop": partial(bare, network, images, **common), "ours": partial(
+            pseudo_label.predict, network, images, **common)}, arguments.rounds)
+        loop, ours = seconds.values()
         print(f"| {arch} | {size} | {batch_size} | {count / loop:,.0f} | {count / ours:,.0f} | "
               f"{loop / ours:.3f} |", flush=True)
 

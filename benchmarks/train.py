@@ -42,11 +42,6 @@ from support.label_store import PseudoLabels
 MAGNITUDE, WORKERS = 9, 2
 
 
-def example_images(count: int, size: int) -> ImageSet:
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    return ImageSet(torch.arange(count) % 10, tuple("0123456789"), pixels)
-
-
 def write_jpegs(folder: Path, count: int) -> None:
     """`count` pictures of 400x400 pixels in ten class folders."""
     picture = example_image(400)
@@ -167,7 +162,9 @@ def main() -> None:
     def in_memory(title: str, config: train.TrainConfig, steps: int, warm_up: int,
                   compiled: bool = False) -> None:
         machine = devices.Machine(device, WORKERS, compiled)
-        images, bare = example_images(4096, 32), bare_step(config, machine)
+        images = ImageSet(torch.arange(4096) % 10, tuple("0123456789"),
+                          torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8))
+        bare = bare_step(config, machine)
         rate(bare, 2)
         compare(title, {
             "bare step": lambda: rate(bare, steps),

@@ -9,7 +9,8 @@ interval (Student's t).
     not decided     it holds zero
 
 A control, which the paper does not claim, holds or does not hold. Where it says that two things
-are equally good, the interval must lie within BOUND points of zero, or outside.
+are equally good, the control holds if the whole interval lies within BOUND points of zero, and
+does not hold if it lies wholly outside.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Warnings about settings and images that cannot work well, as soon as a loop can know it.
+"""Warnings about settings and images that cannot work well, as soon as a loop can know of them.
 
-Each is printed and kept in the notes of the splits, and so in report.json.
+Each warning is printed and kept in the notes of the splits, and so in report.json.
 """
 
 from collections.abc import Sequence

@@ -107,7 +107,7 @@ def _crop(key: tuple[int, int, int], source: ImageSet, image_size: int, seed: in
     index, step, row = key
     mixed = np.random.SeedSequence((seed, step, row)).generate_state(1, "u8")
     generator = Generator().manual_seed(int(mixed[0]))
-    return images.to_array(crop(source.read(index), image_size, generator))
+    return images.to_array(crop(images.read_item(source.items[index]), image_size, generator))
 
 
 def _stream(source: ImageSet, order: Iterator[Tensor], image_size: int, rows: Tensor, first: int,
@@ -175,9 +175,6 @@ def check(config, labeled: ImageSet, pseudo: PseudoLabels | None, machine: devic
         raise InputError("--frozen-stages would freeze untrained layers: give --start-from")
     if not len(labeled):
         raise InputError("there are no labelled images to train on")
-    if pseudo and len(pseudo.images) != len(pseudo.targets):
-        raise InputError(f"{len(pseudo.images)} images do not match {len(pseudo.targets)} pseudo "
-                         "labels")
 
     if device.type == "xla" and machine.compile:
         raise InputError("--compile is not for XLA, which compiles by itself: leave it out")

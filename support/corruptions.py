@@ -6,9 +6,9 @@ The benchmarks of section 3.3 (Hendrycks & Dietterich, 2019) ask two questions o
     ImageNet-P    is the answer, right or wrong, the same when the view moves by a little?
 
 Here similar corruptions are applied to any images, to compare one's own networks: at the severities
-of CIFAR-10-C and -P for 32x32 pixels, at those of ImageNet-C from 224x224 on, and interpolated in
-between. Scores cannot be compared with published ones: "authors: ..." says where
-github.com/hendrycks/robustness does more than the code here.
+of CIFAR-10-C for 32x32 pixels, at those of ImageNet-C from 224x224 on, and interpolated in between;
+perturbations are CIFAR-10-P's at every size. Scores cannot be compared with published ones:
+"authors: ..." says where github.com/hendrycks/robustness does more than the code here.
 """
 
 import json

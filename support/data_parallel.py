@@ -36,13 +36,11 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 def _synchronize(network: nn.Module) -> None:
     """Put a SyncBatchNorm with the same parameters and buffers in the place of each BatchNorm."""
-    for name, module in network.named_children():
+    for name, module in [*network.named_modules()]:
         if type(module) is nn.BatchNorm2d:
             norm = SyncBatchNorm(module.num_features)
             vars(norm).update(vars(module))
-            setattr(network, name, norm)
-        else:
-            _synchronize(module)
+            network.set_submodule(name, norm)
 
 
 def distribute(network: nn.Module, device: torch.device, compiles: bool = False) -> Callable:

@@ -163,8 +163,8 @@ def read_pool(folder: str | Path, classes: Iterable[str],
     """An unlabelled folder of any nesting: its files by name; InputError if there are none, or if
     the output, `out`, would lie among them.
 
-    No file is opened here: a large pool takes hours to decode, so that happens once, when a teacher
-    labels it; broken files and held-out images are found then.
+    No file is opened here, as a large pool takes hours to decode: `read_splits` opens a loop's, and
+    a teacher one that it labels on its own; broken files and held-out images are found then.
     """
     if out is None:
         found = tuple(folders.walk(folder))

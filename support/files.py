@@ -81,8 +81,8 @@ def digest(*parts: bytes | str | Sequence[str] | np.ndarray | Tensor) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, Sequence) and not isinstance(part, bytes | str):  # millions of names
-            for first in range(0, len(part), 2**16):
-                hashed.update(os.fsencode("\n".join(part[first: first + 2**16]) + "\n"))
+            for name in part:
+                hashed.update(os.fsencode(name + "\n"))
             continue
         if isinstance(part, Tensor):  # numpy has no bfloat16
             part = (part.float() if part.dtype == torch.bfloat16 else part).cpu().numpy()

@@ -71,10 +71,6 @@ class ImageSet:
         """The paths, or arrays (N, S, S, 3)."""
         return self.files if self.pixels is None else self.pixels.permute(0, 2, 3, 1).numpy()
 
-    def read(self, index: int) -> Image.Image:
-        """One image; InputError if its file cannot be read."""
-        return read_item(self.items[index])
-
 
 @dataclass(frozen=True, eq=False)
 class Splits:
@@ -173,7 +169,7 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
 
 
 def read_item(item: str | np.ndarray) -> Image.Image:
-    """The image of one of a set's `items`."""
+    """The image of one of a set's `items`; InputError if it is a file that cannot be read."""
     return read_image(item) if isinstance(item, str) else Image.fromarray(item)
 
 
@@ -226,7 +222,7 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
             there = any(entries)
         if number in FOR_NOW or not there:
             raise InputError(f"{item}: cannot be opened at present ({cause!r}): the same command "
-                             "continues once it can be, or is gone") from None
+                             "continues once it can be opened, or is removed") from None
         if "--megapixels" in str(error):
             say_once("Some images have more pixels than --megapixels allows: raise it, with "
                      "another --out, or shrink them")

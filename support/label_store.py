@@ -5,7 +5,7 @@
     balanced.npy                  (K,) the images to train on: rows of unique, with duplicates
     targets.npy                   (U, num_classes) float16, from pass 2
     target_class.npy              (U,) the teacher's class for each of these images
-    labels.csv                    for people to read: file, class, confidence, copies
+    labels.csv                    to read, and for results/: file, class, confidence, copies
     labels.json                   settings, counts, accuracy; written last
     progress/                     until then: what is done so far
 """

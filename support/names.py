@@ -1,24 +1,22 @@
 """The names of a large pool's files: in a file that all processes map, not in each one's memory.
 
 A name of 41 letters takes 98 bytes in a Python list: for 300 M files, 29 GB in every process. Here
-it takes 41 + 8 bytes on disk, which the system caches once in memory, and only as far as it likes.
+it takes 41 + 8 bytes on disk, which the system caches once in memory, as far as there is room.
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from support import InputError, devices
 
-AT_ONCE = 2**16  # names that are written together
-
 
 class Names(Sequence):
-    """N names, read as a tuple of strings would be. A slice is a list.
+    """N names, read as a tuple of strings would be, one at a time.
 
     Args:
         letters: (L,) uint8, all names one after the other.
@@ -32,9 +30,7 @@ class Names(Sequence):
     def __len__(self) -> int:
         return len(self.ends if self.rows is None else self.rows)
 
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> str:
         place = range(len(self))[index]
         row = int(place if self.rows is None else self.rows[place])
         first = self.ends[row - 1] if row else 0
@@ -60,12 +56,9 @@ def write(found: Iterable[str], folder: str | Path) -> Sequence[str]:
         with tempfile.TemporaryFile(dir=folder) as letters, tempfile.TemporaryFile(
                 dir=folder) as ends:
             if devices.local_rank() == 0:
-                found = iter(found)
-                while part := [os.fsencode(name) for name in islice(found, AT_ONCE)]:
-                    letters.write(b"".join(part))
-                    lengths = np.fromiter(map(len, part), np.int64, len(part))
-                    ends.write((written + lengths.cumsum()).tobytes())
-                    written += int(lengths.sum())
+                for name in map(os.fsencode, found):
+                    written += letters.write(name)
+                    ends.write(written.to_bytes(8, sys.byteorder))
                 letters.flush()
                 ends.flush()
             own = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (letters, ends)]

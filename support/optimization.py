@@ -5,8 +5,6 @@ import copy
 import torch
 from torch import nn
 
-from support import runs
-
 
 class RMSpropTF(torch.optim.Optimizer):
     """RMSProp as in TensorFlow, which EfficientNet's recipe relies on.
@@ -105,8 +103,8 @@ class Best:
     def offer(self, top1: float | None, network: torch.nn.Module, step: int) -> None:
         """Keep a copy of this step's weights if `top1` (percent) is at least the best so far."""
         if top1 is None or self.kept["val_top1"] is None or top1 >= self.kept["val_top1"]:
-            self.kept = {"val_top1": top1, "step": step,
-                         "model": runs.to_host(network.state_dict(), copy=True)}
+            self.kept = {"val_top1": top1, "step": step, "model": {
+                name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}}
 
     def state_dict(self) -> dict:
         return self.kept

@@ -138,7 +138,7 @@ class Loop:
         self.costs = [phase.images * phase.cost for phase in found]
 
     def left(self, name: str, share: float, whole: float) -> str:
-        """"phase 2 of 5, all done in 1 h 20 min", if phase `name` takes `whole` seconds and `share`
+        """"phase 2 of 5, all done in 2 h 20 min", if phase `name` takes `whole` seconds and `share`
         of it is done.
         """
         number = self.names.index(name)

@@ -203,7 +203,8 @@ def _draw_images(figure, labels: PseudoLabels, classes: list[str]) -> None:
     bare = {"frame_on": False, "xticks": [], "yticks": []}
     shown = torch.linspace(0, count - 1, min(40, count), dtype=torch.float64).long().tolist()
     for axes, row in zip(figure.subplots(4, 10, subplot_kw=bare).flat, shown, strict=False):
-        image, truth, target = pool.read(row), int(pool.labels[row]), labels.targets[row]
+        image, target = images.read_item(pool.items[row]), labels.targets[row]
+        truth = int(pool.labels[row])
         guess = int(target.argmax())
         axes.imshow(image if pool.pixels is not None else images.center_crop(image, 160))
         axes.set_title(f"{classes[guess]} {float(target.max()):.2f}", fontsize=8,

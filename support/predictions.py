@@ -1,10 +1,8 @@
 """Tables for people to read: predictions for any images, and the pseudo labels that were chosen."""
 
-import contextlib
+import codecs
 import csv
-import io
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,16 +14,6 @@ from support.images import ImageSet
 
 PART = 1_000  # images that are predicted together
 FOR_THE_EYE = 100_000  # at most so many labels are listed
-
-
-@contextlib.contextmanager
-def _table(file: BinaryIO, head: list[str]) -> Iterator:
-    """The writer of a table's rows into `file`, which stays open."""
-    text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
-    writer = csv.writer(text)
-    writer.writerow(head)
-    yield writer
-    text.detach()
 
 
 def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Iterator[Tensor]], found,
@@ -48,21 +36,22 @@ def write(path: str, top: int, pool: ImageSet, predict: Callable[..., Iterator[T
                       for rank in range(1, top + 1) for word in ("class", "probability"))]
 
     def fill(file: BinaryIO) -> None:
-        with _table(file, head) as writer:
-            for part, probabilities in zip(parts, predicted, strict=True):
-                for place, *best in zip(part, *probabilities.topk(top), strict=True):
-                    name, pairs = pool.files[place], zip(*(values.tolist() for values in best),
-                                                         strict=True)
-                    if best[0][0] == 0:
-                        left_out.append(name)
-                        writer.writerow([name, *[""] * 2 * top])
-                    else:
-                        writer.writerow([name, *chain(*(
-                            (pool.classes[number], f"{value:.4f}") for value, number in pairs))])
+        writer = csv.writer(codecs.getwriter("utf-8")(file, "backslashreplace"))
+        writer.writerow(head)
+        for part, probabilities in zip(parts, predicted, strict=True):
+            best = map(Tensor.tolist, probabilities.topk(top))
+            for place, values, numbers in zip(part, *best, strict=True):
+                name, cells = pool.files[place], [""] * 2 * top
+                if values[0] == 0:
+                    left_out.append(name)
+                else:
+                    cells[::2] = [pool.classes[number] for number in numbers]
+                    cells[1::2] = [f"{value:.4f}" for value in values]
+                writer.writerow([name, *cells])
 
     files.write_atomically(path, fill)
     if left_out:
-        print(f"{len(left_out)} files have an empty line, as they are not readable images: "
+        print(f"{len(left_out)} files are listed without a class, as they are not readable images: "
               + images.first_names(left_out))
     print(f"{path}: {len(pool) - len(left_out):,} images")
 
@@ -75,8 +64,9 @@ def list_labels(file: BinaryIO, pool: ImageSet, unique: np.ndarray, balanced: np
     """
     step = -(-len(unique) // FOR_THE_EYE)
     copies = np.bincount(balanced, minlength=len(unique))
-    with _table(file, ["file", "class", "confidence", "copies"]) as writer:
-        for row in range(0, len(unique), step):
-            place = unique[row]
-            writer.writerow([pool.files[place], pool.classes[label[row]],
-                             f"{confidence[place]:.4f}", copies[row]])
+    writer = csv.writer(codecs.getwriter("utf-8")(file, "backslashreplace"))
+    writer.writerow(["file", "class", "confidence", "copies"])
+    for row in range(0, len(unique), step):
+        place = unique[row]
+        writer.writerow([pool.files[place], pool.classes[label[row]],
+                         f"{confidence[place]:.4f}", copies[row]])

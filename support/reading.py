@@ -35,9 +35,9 @@ class _Decoder:
 def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterator:
     """For each list of keys in `batches`, what `decode(key)` returns for these, stacked.
 
-    `workers` processes decode parts of up to AT_ONCE keys: each at most two parts ahead or, if that
-    is more, all of them together one batch, however many they are. (`batches` may be endless.) An
-    array becomes (B, ...), a tuple of arrays a list of these. `decode`'s InputError is raised here.
+    `workers` processes decode parts of up to AT_ONCE keys: each at most two parts ahead or, for
+    larger batches, all of them together one batch. (`batches` may be endless.) An array becomes
+    (B, ...), a tuple of arrays a list of these. `decode`'s InputError is raised here.
     """
     own = torch.Generator()  # else the loader would draw from torch's global one
     batches = iter(batches)
@@ -69,14 +69,14 @@ def _joined(parts: list) -> Tensor | list[Tensor]:
 
 
 def inspect_all(items: Sequence, size: int | None, workers: int = 0) -> list[tuple]:
-    """`images.inspect` for each item; many are shared out to worker processes, and those that stay
-    files to torchrun's. If it takes more than some seconds there is a progress bar.
+    """`images.inspect` for each item: by worker processes if there are many, and by all processes
+    of torchrun if they stay files. If it takes more than some seconds there is a progress bar.
     """
     look = partial(images.inspect, size=size)
     world = devices.world_size() if size is None else 1
     if world > 1:
         files.require_agreement(files.digest(items))
-    own = items[devices.rank() % world:: world]
+    own = [items[row] for row in range(devices.rank() % world, len(items), world)]
     bar = {"desc": "reading images", "delay": 3, "disable": devices.rank() > 0}
     try:
         if len(own) < 200 or not workers:
@@ -168,10 +168,10 @@ def size_to_attack(image_size: int) -> int:
 def answers(predict: Callable[[ImageSet], Tensor], source: ImageSet, k: int) -> Tensor:
     """The k most probable classes (N, k) of all images, of which each process predicts some."""
     rows = torch.arange(devices.rank(), len(source), devices.world_size())
-    found = torch.zeros(len(source), k, dtype=torch.float64)
+    found = torch.zeros(len(source), k, dtype=torch.int64)
     if len(rows):
-        found[rows] = predict(images=source.subset(rows)).topk(k).indices.double()
-    return devices.total(found).long()
+        found[rows] = predict(images=source.subset(rows)).topk(k).indices
+    return devices.total(found)
 
 
 @torch.no_grad()

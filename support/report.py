@@ -1,9 +1,9 @@
 """The report of a loop: its images at the start; at the end tables and report.png.
 
-The first table is the method's: what became of the pool, and the accuracy of each generation. The
-second is the paper's table 1 without ImageNet-A and with the attacks of section 3.4, on images made
-on the fly and with the teacher in AlexNet's place. Both are made from what report.json holds.
-support/picture.py draws the picture.
+The first table is the method's: what became of the pool, and the accuracy of each generation; then
+comes accuracy by class. The third is the paper's table 1 without ImageNet-A and with the attacks of
+section 3.4, on images made on the fly and with the teacher in AlexNet's place; the last has the
+minutes. All are made from what report.json holds. support/picture.py draws the picture.
 """
 
 import json

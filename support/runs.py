@@ -28,13 +28,13 @@ from support.files import lock, require_agreement, require_same, write_atomicall
 from support.outline import Loop
 
 
-def to_host(state: object, copy: bool = False) -> object:
-    """A state dict, nested or not, with its tensors on the CPU; with `copy`, as copies."""
+def to_host(state: object) -> object:
+    """A state dict, nested or not, with its tensors on the CPU."""
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=copy)
+        return state.detach().cpu()
     if isinstance(state, dict):
-        return {key: to_host(value, copy) for key, value in state.items()}
-    return [to_host(value, copy) for value in state] if isinstance(state, list) else state
+        return {key: to_host(value) for key, value in state.items()}
+    return [to_host(value) for value in state] if isinstance(state, list) else state
 
 
 def stem(out: str | Path) -> Path:
@@ -143,11 +143,16 @@ class Run:
         self.figures |= figures
         if not math.isfinite(figures.get("loss", 0)):
             raise self._diverged(f"the loss is {figures['loss']} at step {step}")
-        self._write_line({"name": self.name, "step": step, **figures})
-        shown = {name: f"{self.figures[key]:{form}}" for name, key, form in (
+        if devices.rank() == 0:
+            try:
+                with open(self.log_file, "a") as file:
+                    file.write(json.dumps({"name": self.name, "step": step, **figures}) + "\n")
+            except OSError as error:
+                raise InputError(f"{self.log_file}: not written ({error}); make room: the same "
+                                 "command continues") from None
+        said = [f"{name}={self.figures[key]:{form}}" for name, key, form in (
             ("loss", "loss", ".3f"), ("val", "val_top1", ".1f"),
-            ("images_s", "images_per_second", ".0f")) if key in self.figures}
-        said = [f"{name}={value}" for name, value in shown.items()]
+            ("images_s", "images_per_second", ".0f")) if key in self.figures]
         if self.loop:
             whole = seconds * self.total / (step + 1 - self.first)
             said.append(self.loop.left(self.name, (step + 1) / self.total, whole))
@@ -177,16 +182,6 @@ class Run:
             if devices.rank() == 0:
                 self.state.unlink(missing_ok=True)
         return self.out
-
-    def _write_line(self, line: dict) -> None:
-        if devices.rank() > 0:
-            return
-        try:
-            with open(self.log_file, "a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise InputError(f"{self.log_file}: not written ({error}); make room: the same command "
-                             "continues") from None
 
     def _diverged(self, what: str) -> FloatingPointError:
         kept = f"; {self.state} holds the last finite state" if self.state.exists() else ""

@@ -72,7 +72,7 @@ def score(source: TestSet, name: str, ranked: Tensor, labels: Tensor, flip_rate:
 
 def summarize(path: str | Path, suite: str, mean_corruption_error: Callable,
               mean_flip_rate: Callable) -> None:
-    """Print, and add to a results file, the figures of tables 3, 4 and 5 in percent."""
+    """Print, and add to a results file, the figures of the suite in percent."""
     if devices.rank() > 0:
         return
     results = json.loads(Path(path).read_text())

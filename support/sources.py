@@ -232,7 +232,7 @@ def read_unlabeled(flags, how: dict, classes: tuple[str, ...],
     if flags.csv and Path(flags.csv).is_dir():
         raise InputError(f"--csv {flags.csv} is a folder: give a file in it")
     if flags.shard and devices.world_size() > 1:
-        raise InputError("--shard is for processes without torchrun, whose processes share the "
+        raise InputError("--shard is for jobs without torchrun: torchrun's processes share the "
                          "pool by themselves: leave it out")
 
     if flags.csv:

@@ -472,7 +472,7 @@ PLACES = {
          "zip(self.network.parameters(), network.parameters(), strict=True)"),
         ("the first of equals", "top1 >= self.kept", "top1 > self.kept"),
         ("the worst", "top1 >= self.kept", "top1 <= self.kept"),
-        ("best: not a copy", "network.state_dict(), copy=True)", "network.state_dict())"),
+        ("best: not a copy", 'value.to("cpu", copy=True)', 'value.to("cpu")'),
         ("best: forgotten on resuming", "self.kept = state\n", "pass\n"),
     ],
     ("support/batches.py", "published batches"): [
@@ -700,8 +700,7 @@ PLACES = {
         ("the first name begins at the last one's start", "self.ends[row - 1] if row else 0",
          "self.ends[row - 1]"),
         ("a part of a part", "rows if names.rows is None else names.rows[rows]", "rows"),
-        ("ends within what is written at once", "written += int(lengths.sum())",
-         "written = int(lengths.sum())"),
+        ("ends of each name alone", "written += letters.write", "written = letters.write"),
     ],
     ("support/sources.py", "sources"): [
         ("labels of other images", "part.pixels for part in (pool, *extra)",
@@ -735,7 +734,7 @@ PLACES = {
     ],
     ("support/predictions.py", "predictions"): [
         ("copies of another image", "minlength=len(unique))", "minlength=len(unique))[::-1]"),
-        ("probabilities of another class", ".topk(top), strict", ".flip(1).topk(top), strict"),
+        ("probabilities of another class", ".topk(top))", ".flip(1).topk(top))"),
     ],
     ("results/verdicts.py", "verdicts"): [
         ("the deviation of a population", "statistics.stdev(", "statistics.pstdev("),

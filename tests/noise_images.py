@@ -32,7 +32,7 @@ def write_files(folder):
 
 def in_memory(source):
     """The same set with its images, which need no crop, in memory."""
-    pixels = [torch.from_numpy(images.to_array(source.read(i))) for i in range(len(source))]
+    pixels = [torch.from_numpy(images.to_array(images.read_item(one))) for one in source.items]
     return ImageSet(source.labels, source.classes, torch.stack(pixels))
 
 

@@ -41,11 +41,6 @@ def test_auto_is_xla_on_a_tpu_host_alone(monkeypatch):
     assert devices.choose("auto").type != "meta"
 
 
-def test_an_unknown_device_is_an_error():
-    with pytest.raises(InputError, match="unknown device 'gpu'.*cuda"):
-        devices.choose("gpu")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
 def test_a_missing_gpu_is_an_error_that_says_what_to_do():
     with pytest.raises(InputError, match="cuda is not there.*--device auto"):

@@ -242,15 +242,17 @@ def test_a_picture_of_the_papers_81_million_pseudo_labels_reads_none_beyond_the_
     """float32 has no 80,999,999: it would be 81,000,000."""
     read = []
 
+    class Items:
+        def __getitem__(self, row):
+            read.append(row)
+            return np.zeros((200, 200, 3), np.uint8)
+
     class Pool:
-        pixels, labels = None, torch.full((), images.UNKNOWN).expand(81_000_000)
+        pixels, items = None, Items()
+        labels = torch.full((), images.UNKNOWN).expand(81_000_000)
 
         def __len__(self):
             return 81_000_000
-
-        def read(self, row):
-            read.append(row)
-            return Image.new("RGB", (200, 200))
 
     class Targets:
         def __getitem__(self, row):

@@ -325,7 +325,7 @@ def test_labeled_images_are_not_validation_images_too(own):
 
 @pytest.mark.parametrize(("changes", "processes", "said"), [
     ({"csv": "test"}, 1, "test is a folder: give a file in it"),
-    ({"out": "labels", "shard": "0/2"}, 2, "--shard is for processes without torchrun"),
+    ({"out": "labels", "shard": "0/2"}, 2, "--shard is for jobs without torchrun"),
 ])
 def test_a_labelling_that_could_not_end_well_is_refused(own, monkeypatch, changes, processes, said):
     monkeypatch.chdir(Path(own.test).parent)
