@@ -325,8 +325,6 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
         matrices = [matrix(name, value, height, width) for value in values.tolist()]
         faster = kernels.WARPS.get(name) if device.type == "cpu" else None
         return faster(images, matrices, EMPTY) if faster else warp(images, matrices)
-    if name == "Cutout" and device.type == "cpu":
-        return kernels.cutout(images, centers, values, EMPTY)
     values = devices.send(values.float(), device)
     if name == "Cutout":
         return cutout(images, devices.send(centers.float(), device), values)

@@ -232,20 +232,6 @@ def test_warps_that_copy(kernel, name, most, shape):
         assert torch.equal(kernel(images, matrices, augment.EMPTY), expected), values
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_cutout(shape):
-    images = pixels(*shape)
-    before = images.clone()
-    for half in (0, 0.5, 1, 4, 10.8, 100):
-        for shift in (-7, 0, 5.5):
-            rows = torch.linspace(0, shape[2], len(images)).double() + shift
-            columns = torch.linspace(shape[3], 0, len(images)).double() - shift
-            inputs = torch.stack([rows, columns], dim=1), torch.full((len(images),), half).double()
-            expected = augment.cutout(images, *inputs)
-            assert torch.equal(kernels.cutout(images, *inputs, augment.EMPTY), expected), half
-    assert torch.equal(images, before)
-
-
 @pytest.mark.parametrize("magnitude", [0, 5, 13, 27])
 @pytest.mark.parametrize("num_ops", [1, 2, 3])
 def test_grouped(num_ops, magnitude):
