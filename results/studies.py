@@ -257,6 +257,16 @@ class Flags:
     results: cli.File = HERE / "studies.json"  # what was measured; the page lies beside it
 
 
+def keep(rows: dict, run: Run, row: dict, file: Path) -> None:
+    """Add a run's row; InputError if it was there, trained again for others to build on, and now
+    gives another network.
+    """
+    if rows.get(run.key, row)["test_top1"] != row["test_top1"]:
+        raise InputError(f"a teacher, trained again, is not the one of {file}, whose students are "
+                         "measured: give another --results")
+    rows[run.key] = row
+
+
 def main(flags: Flags) -> None:
     with files.lock(flags.results, f"{flags.results}.lock"):
         measure(flags)
@@ -309,12 +319,7 @@ def measure(flags: Flags) -> None:
     try:
         for seed, run, row in measure_all(
                 waiting, 2, flags.data, LABELS, folder, ROBUST):
-            rows = known["seeds"][str(seed)]["runs"]
-            if rows.get(run.key, row)["test_top1"] != row["test_top1"]:
-                raise InputError(f"{run.checkpoint(seed, folder).name}, a teacher trained again, "
-                                 f"is not the one of {file}, whose students are measured: give "
-                                 "another --results")
-            rows[run.key] = row | {"commit": commit}
+            keep(known["seeds"][str(seed)]["runs"], run, row | {"commit": commit}, file)
             files.write_json(file, known)
             bar.update(costs[seed, run.key])
             failed -= 1

@@ -128,11 +128,13 @@ def section(studies: Mapping[str, Study], known: Mapping) -> str:
     seeds = sorted({seed for values in rows.values() for seed in values}, key=int)
     figures = {study.contrast.figure for study in studies.values()} - {"test_top1", "loss_gap"}
     columns, lines = {FIGURES[figure]: figure for figure in sorted(figures)} or COLUMNS, []
+
     for run, values in rows.items():
         tops = [values[seed]["test_top1"] for seed in seeds if seed in values]
         by_seed = [f"{values[seed]['test_top1']:.1f}" if seed in values else "-" for seed in seeds]
         lines.append([run, *by_seed, spread(tops), *(
             spread([row.get(key) for row in values.values()]) for key in columns.values())])
+
     heads = ["run", *(f"seed {seed}" for seed in seeds), "mean +- std", *columns]
     parts = [f"## {', '.join(studies)}", table(heads, lines)]
     for study in studies.values():
@@ -158,9 +160,11 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     sections = [section(dict(group), known)
                 for _, group in groupby(shown.items(), lambda item: item[1].runs)]
     minutes = sum(row["minutes"] for one in known["seeds"].values() for row in one["runs"].values())
+
     measured = [[seed, str(len(one["runs"])), one["processor"], one["torch"],
                  ", ".join(dict.fromkeys(row["commit"] for row in one["runs"].values()))]
                 for seed, one in sorted(known["seeds"].items(), key=lambda item: int(item[0]))]
+
     chance = (f"If nothing had any effect, chance alone would be expected to call "
               f"{decidable * 0.025:.2f} of the {decidable} claims reproduced and as many "
               "contradicted or not seen, some of them together: claims share runs. ")

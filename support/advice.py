@@ -34,11 +34,13 @@ def before(splits: Splits, generations: Sequence, allowed: bool) -> None:
         warn(splits.notes, f"{validation} validation images choose the checkpoints and measure "
              f"progress: one of them is {100 / validation:.0f} points of accuracy; give more "
              "(--val, --val-per-class)")
+
     for epochs, warmup in sorted({(one.config.epochs, one.config.warmup_epochs)
                                   for one in generations}):
         if warmup > epochs / 2:
             warn(splits.notes, f"of {epochs:g} epochs the learning rate rises for {warmup:g}: "
                  "give a smaller --warmup-epochs, too")
+
     for threshold in sorted({one.labelling.threshold for one in generations[1:]}):
         if 0 < threshold < 1 / classes:
             warn(splits.notes, f"--threshold {threshold} filters nothing: with {classes} classes "

@@ -155,6 +155,7 @@ def run(main: Callable, argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names of files and classes need not be encodable
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
     try:
         main(*parse(main, argv))
     except (InputError, FloatingPointError, OSError) as error:

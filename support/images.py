@@ -153,6 +153,7 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
                 except Exception as error:  # EXIF data may hold anything, and be broken
                     if isinstance(error, MemoryError):
                         raise
+
             if image.mode[0] in "IF":  # Pillow would make all but the darkest levels white
                 found = _to_8_bits(image)
             elif image.has_transparency_data:
@@ -223,6 +224,7 @@ def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None
         if number in FOR_NOW or not there:
             raise InputError(f"{item}: cannot be opened at present ({cause!r}): the same command "
                              "continues once it can be opened, or is removed") from None
+
         if "--megapixels" in str(error):
             say_once("Some images have more pixels than --megapixels allows: raise it, with "
                      "another --out, or shrink them")

@@ -37,6 +37,7 @@ def padded_conv(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int
             pixels = images.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H W, C)
             summed = sum(pixels[:, i, None, None] * seen[i] for i in range(height * width))
             return (summed if bias is None else summed + bias).permute(0, 3, 1, 2)
+
     if (left, top) != (right, bottom):
         # GPUs, and CPUs in the backward pass, have fast kernels for odd sizes only.
         if images.is_cuda or torch.is_grad_enabled():

@@ -61,6 +61,7 @@ def write(found: Iterable[str], folder: str | Path) -> Sequence[str]:
                     ends.write(written.to_bytes(8, sys.byteorder))
                 letters.flush()
                 ends.flush()
+
             own = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (letters, ends)]
             written, places = devices.of_this_machine((written, own))
             if devices.local_rank() == 0:

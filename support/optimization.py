@@ -35,11 +35,13 @@ class RMSpropTF(torch.optim.Optimizer):
                 if not self.state[weight]:
                     self.state[weight] |= {"square": torch.ones_like(weight),
                                            "buffer": torch.zeros_like(weight)}
+
             gradients = [weight.grad for weight in weights]
             squares = [self.state[weight]["square"] for weight in weights]
             buffers = [self.state[weight]["buffer"] for weight in weights]
             if group["weight_decay"]:
                 gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+
             torch._foreach_mul_(squares, group["decay"])
             torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["decay"])
             roots = torch._foreach_add(squares, group["eps"])

@@ -45,6 +45,7 @@ def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterato
     batches, ahead = itertools.tee(itertools.chain(first, batches))
     parts = (keys[row: row + AT_ONCE] for keys in ahead for row in range(0, len(keys), AT_ONCE))
     each = max(2, -(-sum(map(len, first)) // (AT_ONCE * workers))) if workers else None
+
     decoded = iter(DataLoader(_Decoder(decode), sampler=parts, batch_size=None,
                               num_workers=workers, prefetch_factor=each, generator=own))
     try:
@@ -215,6 +216,7 @@ def evaluate(function: Callable[[Tensor], Tensor], source: ImageSet | Tensor,
                     results.append(devices.collect(function(devices.place(batch, device))))
                 devices.finish_step(device)
                 bar.update(len(good))
+
             # Fetched only now: a GPU works on a batch while the next one is read.
             rows = torch.cat([rows.cpu() for rows in results])[: len(part)]
             rows[~torch.cat(usable)] = 0

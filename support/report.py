@@ -53,10 +53,12 @@ def show(report: dict, splits: Splits, out: Path, network: Callable[[str], Calla
                     for name, found in logged.items() if "seconds" in found},
         "curves": {name: found.get("val_top1", []) for name, found in logged.items()}}
     files.write_json(out / "report.json", report)
+
     print("\n\n".join(filter(None, (table(report), class_table(report), robustness_table(report),
                                     time_table(report)))))
     for text in report["notes"].get("warnings", ()):
         print(f"\nWarning: {text}")
+
     first, *_, last = report["generations"]
     labels = label_store.read(out / f"{files.slug(last['name'])}-labels", splits.unlabeled)
     shown = picture.examples(splits.test, last["image_size"], first["image_size"], *(

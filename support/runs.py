@@ -150,6 +150,7 @@ class Run:
             except OSError as error:
                 raise InputError(f"{self.log_file}: not written ({error}); make room: the same "
                                  "command continues") from None
+
         said = [f"{name}={self.figures[key]:{form}}" for name, key, form in (
             ("loss", "loss", ".3f"), ("val", "val_top1", ".1f"),
             ("images_s", "images_per_second", ".0f")) if key in self.figures]

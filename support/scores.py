@@ -77,6 +77,7 @@ def summarize(path: str | Path, suite: str, mean_corruption_error: Callable,
         return
     results = json.loads(Path(path).read_text())
     parts = results["parts"]
+
     if "all" in parts:
         summary = parts["all"]
     elif suite in ("fgsm", "pgd"):
@@ -89,6 +90,7 @@ def summarize(path: str | Path, suite: str, mean_corruption_error: Callable,
         else:
             name, mean = "mfr", mean_flip_rate
             measured = {perturbation: part["flip_rate"] for perturbation, part in parts.items()}
+
         summary = {"images": next(iter(parts.values()))["images"],
                    f"unnormalized_{name}": mean(measured, baseline=None)}
         if suite.startswith("imagenet"):

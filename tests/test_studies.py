@@ -454,7 +454,7 @@ def test_a_teacher_that_is_trained_again_must_be_the_one_its_students_had(comman
     shutil.rmtree(tmp_path / "runs")
     assert (0, SUPERVISED.key) in (command("finding-3"), command.seen)[1]
     shutil.rmtree(tmp_path / "runs")
-    with pytest.raises(InputError, match="a teacher trained again, is not the one of .*json"):
+    with pytest.raises(InputError, match="a teacher, trained again, is not the one of .*json"):
         command("finding-4", better=1.0)
 
 
