@@ -12,8 +12,9 @@ images ("a normal (i.e., not noised) teacher model"); --noised-teacher is table 
 
     python pseudo_label.py --teacher teacher.pt --unlabeled POOL --held-out VAL TEST --out LABELS
 
-If it is killed, the same command continues. The GPUs of a machine share a pool under torchrun,
-jobs that share only a disk by --shard 0/8 to 7/8: start each again, for pass 2, once all ended.
+If it is killed, the same command continues. The GPUs of a machine share a pool under `torchrun
+--nproc-per-node 8`, jobs that only share a disk by --shard 0/8 to 7/8. Such jobs are started twice:
+for pass 1 and, when all of them have ended, for pass 2. Each names the shards that are missing.
 """
 
 import sys
@@ -31,6 +32,8 @@ import augment
 from model import Checkpoint
 from support import InputError, cli, devices, files, label_store, predictions, reading, sources
 from support.images import ImageSet
+from support.label_store import PseudoLabels
+from support.ranking import ranked
 from support.weights import fingerprint
 
 
@@ -109,23 +112,19 @@ def select(confidence: np.ndarray, label: np.ndarray, num_classes: int, threshol
         raise InputError(f"the confidence of image {broken.argmax()} is NaN: the teacher is broken")
     if len(label) and not 0 <= label.min() <= label.max() < num_classes:
         raise InputError(f"labels {label.min()} to {label.max()} do not fit {num_classes} classes")
+    wanted = per_class if balance else len(confidence)
 
-    # The images over the threshold, class by class; stable sorts keep equal ones in order.
-    images = np.flatnonzero(confidence > threshold)
-    images = images[label[images].argsort(kind="stable")]
-    ends = np.bincount(label[images], minlength=num_classes).cumsum()
+    # Each class's images over the threshold, as positions, most confident first, at most `wanted`.
     # authors: a histogram gives each class's cut-off, coin flips its copies; here: both are exact.
     # paper: "at random"; here: as evenly as it goes, so that chance favours no image.
     random, chosen = np.random.default_rng(seed), []
-    for positions in np.split(images, ends[:-1]):
-        positions = positions[(-confidence[positions]).argsort(kind="stable")]
+    for positions in ranked(confidence, label, num_classes, threshold, wanted):
         if balance and len(positions):
-            positions = positions[:per_class]  # the most confident ones
             copies = np.full(len(positions), per_class // len(positions))
             copies[random.permutation(len(positions))[: per_class % len(positions)]] += 1
             positions = np.repeat(positions, copies)
         chosen.append(positions)
-    return np.concatenate(chosen)
+    return np.concatenate(chosen).astype(np.int64, copy=False)
 
 
 def make_targets(probabilities: Tensor, kind: str = "soft", temperature: float = 1.0) -> Tensor:
@@ -145,8 +144,8 @@ def make_targets(probabilities: Tensor, kind: str = "soft", temperature: float =
 
 def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed: int = 0,
           machine: devices.Machine, held_out: frozenset[bytes] | None = None,
-          images_of: str | None = None, shard: str | None = None, batch_size: int | None = None,
-          progress: str | None = "labelling") -> label_store.PseudoLabels:
+          images_of: str | None = None, shard: str | None = None,
+          batch_size: int | None = None, progress: str | None = "labelling") -> PseudoLabels:
     """Algorithm 1, step 2: label a pool, filter and balance, and keep it all in the folder `out`.
 
     What exists is not made again; InputError if made with another teacher, pool or settings.
@@ -219,7 +218,8 @@ def main(flags: Flags, how: cli.Given[Labelling],
     except label_store.Unfinished as missing:
         return print(missing)
     if devices.rank() == 0:
-        print("{unique:,} of {pool:,} images kept;".format(**labels.counts), f"see {flags.out}")
+        print(f"{labels.counts['unique']:,} of {labels.counts['pool']:,} images kept; "
+              f"counts by class: {flags.out}/labels.json")
 
 
 if __name__ == "__main__":

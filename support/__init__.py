@@ -2,7 +2,7 @@
 
     devices.py        CPU, CUDA, MPS, XLA, torchrun: where tensors go and how a step ends
     data_parallel.py  one network, trained by the processes of torchrun
-    kernels.py        faster equivalents of textbook operations
+    kernels.py        faster equivalents of textbook operations; ranking.py: that of the selection
     images.py         sets of images; decoding and recognising files
     folders.py        which files of a folder are images, and of which class
     datasets.py       the four sets of the method: split, read, cleared of held-out images

@@ -276,13 +276,8 @@ PLACES = {
         ("balance ignored", "if balance and len(positions):", "if False:"),
         ("balance where none is wanted", "if balance and len(positions):",
          "if len(positions):"),
-        ("no limit for frequent classes", "positions = positions[:per_class]", "pass"),
-        (">= the threshold", "confidence > threshold)", "confidence >= threshold)"),
-        ("the least confident of those kept", "positions[:per_class]", "positions[-per_class:]"),
-        ("least confident first", "(-confidence[positions]).argsort(kind=\"stable\")",
-         "confidence[positions].argsort(kind=\"stable\")"),
-        ("ties in any order", "(-confidence[positions]).argsort(kind=\"stable\")",
-         "confidence[positions].argsort(kind=\"stable\")[::-1]"),
+        ("no limit for frequent classes", "wanted = per_class if balance else len(confidence)",
+         "wanted = len(confidence)"),
         ("one image gets all the rest", "copies[random.permutation(len(positions))"
          "[: per_class % len(positions)]] += 1", "copies[0] += per_class % len(positions)"),
         ("the most confident repeat", "random.permutation(len(positions))[:",
@@ -310,6 +305,14 @@ PLACES = {
         ("balance not handed on", "per_class, seed, how.balance", "per_class, seed"),
         ("the second pass on other images", "pool.subset(torch.tensor(store.once(choose)))",
          "pool.subset(torch.arange(len(store.once(choose))))"),
+    ],
+    ("support/ranking.py", "ranking"): [
+        (">= the threshold", "BLOCK] > threshold)", "BLOCK] >= threshold)"),
+        ("the least confident of those kept", "values >= np.partition(values, -wanted)[-wanted]",
+         "values <= np.partition(values, wanted)[wanted]"),
+        ("least confident first", "(-values).argsort(kind", "values.argsort(kind"),
+        ("ties in any order", "(-values).argsort(kind=\"stable\")[:wanted]",
+         "values.argsort(kind=\"stable\")[::-1][:wanted]"),
     ],
     ("support/label_store.py", "label_store pseudo_label"): [
         ("rows of the next image", "used.cumsum()[positions] - 1", "used.cumsum()[positions] % "

@@ -25,11 +25,12 @@ from doubles import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_ranking import labelled_pools
 
 import augment
 import pseudo_label
 from pseudo_label import Labelling
-from support import InputError, cli, datasets, label_store
+from support import InputError, cli, datasets, label_store, ranking
 from support.images import NO_CLASS, UNKNOWN, ImageSet
 
 ROOT = Path(__file__).parent.parent
@@ -121,18 +122,6 @@ def test_noise_of_the_teacher_follows_the_seed_and_is_not_of_batch_norm(network,
 # ---- select ----
 
 
-@st.composite
-def labelled_pools(draw):
-    """Confidences and labels: often equal ones, few images, empty classes."""
-    count, classes = draw(st.integers(0, 60)), draw(st.integers(1, 6))
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    levels = draw(st.sampled_from([1, 2, 5, 2**30]))
-    kind = draw(st.sampled_from([np.float32, np.float64]))
-    confidence = (random.integers(0, levels + 1, count) / levels).astype(kind)
-    used = random.permutation(classes)[: draw(st.integers(1, classes))]
-    return confidence, random.choice(used, count).astype(np.int16), classes
-
-
 def slow_select(confidence, label, num_classes, threshold, per_class, seed, balance):
     """The same choice in the plainest way: lists, and a sort of everything."""
     random, chosen = np.random.default_rng(seed), []
@@ -153,10 +142,13 @@ def slow_select(confidence, label, num_classes, threshold, per_class, seed, bala
 
 @settings(max_examples=300, deadline=None)
 @given(labelled_pools(), st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.integers(1, 15),
-       st.integers(0, 3), st.booleans())
-def test_selection_equals_a_slow_reference(pool, threshold, per_class, seed, balance):
+       st.integers(0, 3), st.booleans(), st.sampled_from([1, 7, 2**22]))
+def test_selection_equals_a_slow_reference(pool, threshold, per_class, seed, balance, block):
     confidence, label, classes = pool
-    chosen = pseudo_label.select(confidence, label, classes, threshold, per_class, seed, balance)
+    with mock.patch.object(ranking, "BLOCK", block):
+        chosen = pseudo_label.select(
+            confidence, label, classes, threshold, per_class, seed, balance
+        )
     assert chosen.dtype == np.int64
     # As numbers of one type: 0.3 is not the same in float32.
     threshold = confidence.dtype.type(threshold)
