@@ -210,7 +210,7 @@ def test_look_up(shape, dtype):
             assert torch.equal(kernels.look_up(images, tables), expected)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 65, 64)])
 def test_histogram(shape):
     levels = pixels(*shape).flatten(2).long()
     expected = torch.zeros(*shape[:2], 256, dtype=torch.int32)
