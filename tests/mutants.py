@@ -404,9 +404,6 @@ PLACES = {
         ("started from its own weights",
          "model.load_pretrained(network, initial.weights, fresh_classifier, initial.conventions)",
          "pass"),
-        ("started without conventions", "initial.weights, fresh_classifier, initial.conventions)",
-         "initial.weights, fresh_classifier)"),
-        ("conventions not handed on", "[*initial.conventions] if initial else []", "[]"),
         ("average of another decay", "ModelEMA(network, config.ema_decay)", "ModelEMA(network)"),
         ("never cropped at random", "None if config.cifar_crops else augment.random_resized_crop",
          "None"),
@@ -439,6 +436,11 @@ PLACES = {
         ("the last average is saved", "best.offer(top1, average", "best.offer(None, average"),
         ("an architecture without its recipe", 'recipe(changes.get("arch", "b7"))',
          "TrainConfig()"),
+    ],
+    ("train.py", "start_from"): [
+        ("started without conventions", "initial.weights, fresh_classifier, initial.conventions)",
+         "initial.weights, fresh_classifier)"),
+        ("conventions not handed on", "[*initial.conventions] if initial else []", "[]"),
     ],
     ("support/optimization.py", "published optimization"): [
         ("epsilon outside of the root", "roots = torch._foreach_add(squares, group[\"eps\"])\n"

@@ -73,15 +73,17 @@ def test_logits_are_the_sources_after_loading_training_at_a_rate_of_zero_and_loa
     # BatchNorm's statistics are no weights: training would move them.
     monkeypatch.setattr(model, "BatchNorm", functools.partial(model.BatchNorm, momentum=0.0))
     source, file, arch = release(case, tmp_path)
-    images = of_imagenet(2).pixels
+    images = of_imagenet(4).pixels
     half = 0.5 if "AdvProp" in case else None
     mean, std = ((torch.tensor(values).view(3, 1, 1) for values in (
         (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))) if half is None else (half, half))
     expected = source((images / 255 - mean) / std)
     config = dataclasses.replace(STILL, arch=arch, image_size=40)
+    validation = ImageSet(expected.argmax(1), WNIDS, images)  # right where it says what they say
     with torch.enable_grad():
-        out = train.train(config, of_imagenet(8), out=tmp_path / "once.pt", start=file)
-        again = train.train(config, of_imagenet(8), out=tmp_path / "twice.pt", start=out)
+        out = train.train(config, of_imagenet(8), validation, out=tmp_path / "once.pt", start=file)
+        again = train.train(config, of_imagenet(8), validation, out=tmp_path / "2.pt", start=out)
+    assert model.Checkpoint.load(out).val_top1 == model.Checkpoint.load(again).val_top1 == 100
     for found in (model.Checkpoint.load(file, arch), model.Checkpoint.load(out),
                   model.Checkpoint.load(again)):
         logits = found.network()(augment.normalize(images))
