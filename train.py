@@ -269,7 +269,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
 
     Args:
         start: a checkpoint with the initial weights (finding 8); None: from scratch.
-        checkpoint_steps: between two states to resume from; None: 1/20 of the run, at most 500.
+        checkpoint_steps: between two states to resume from; None: a 20th of the run, 10 to 500.
         log_steps: steps between two lines of the log, a file beside the checkpoint.
         loop: the loop that this training belongs to; its log is used then.
 
@@ -280,7 +280,7 @@ def train(config: TrainConfig, labeled: ImageSet, validation: ImageSet | None = 
     batches.check(config, labeled, pseudo, machine, start)
     config, device = replace(config, labeled_images=len(labeled)), torch.device(machine.device)
     initial = Checkpoint.load(start, config.arch) if start else None
-    every = {"log": log_steps, "save": checkpoint_steps or min(500, -(-config.total_steps // 20)),
+    every = {"log": log_steps, "save": checkpoint_steps,
              "evaluate": max(1, round(config.evaluate_epochs * config.steps_per_epoch))}
     settings = {"config": asdict(config), "classes": labeled.classes, "name": name,
                 "start": initial and weights.fingerprint(initial),
@@ -352,7 +352,7 @@ class Flags:
     pseudo_labels: Literal["soft", "hard"] | None = None  # check that they are of this kind
     start_from: cli.File | None = None  # checkpoint to take weights from
     fixed_resolution: cli.Pixels | None = None  # fine-tune --start-from at it; repeat its flags
-    checkpoint_steps: cli.Count | None = None  # from state to state (default: a 20th, up to 500)
+    checkpoint_steps: cli.Count | None = None  # from state to state (default: a 20th, 10 to 500)
 
 
 def main(flags: Flags, machine: devices.Machine, changes: cli.Given[TrainConfig]) -> None:

@@ -51,12 +51,13 @@ class Run:
         settings: all that decides the result; JSON-able. InputError if `out`, or the state beside
             it, was made with others.
         steps: how many there are.
-        every: for each of "log", "evaluate" and "save", the steps from one to the next.
+        every: for each of "log", "evaluate" and "save", the steps from one to the next. ("save"
+            may be None: a 20th of the run, 10 to 500.)
         name: of the run, in the log and before the progress bar.
         loop: the one this run is a phase of; its log replaces the one beside the checkpoint.
     """
 
-    def __init__(self, out: str | Path, settings: dict, steps: int, *, every: dict[str, int],
+    def __init__(self, out: str | Path, settings: dict, steps: int, *, every: dict[str, int | None],
                  name: str, loop: Loop | None = None):
         self.out, self.settings, self.total = Path(out), settings, steps
         if self.out.suffix in (".resume", ".jsonl", ".lock"):
@@ -69,7 +70,8 @@ class Run:
 
         self.state = Path(f"{stem(out)}.resume")
         self.log_file = loop.log if loop else Path(f"{stem(out)}.jsonl")
-        self.every, self.name, self.first, self.images, self.figures = every, name, 0, 0, {}
+        self.every = every | {"save": every["save"] or min(500, max(10, steps // 20))}
+        self.name, self.first, self.images, self.figures = name, 0, 0, {}
         self.loop, self.seconds = loop, 0.0  # seconds: of the processes before this one
         self.finished, self.lock = self.out.exists(), Path(f"{stem(out)}.lock")
         require_agreement(self.finished)

@@ -537,8 +537,6 @@ PLACES = {
          "gen"),
         ("the plan's teacher, too, has a teacher", 'plans.FROM_TEACHER and title != "teacher"',
          "plans.FROM_TEACHER"),
-        ("nobody starts from the file", "else generation.start_from\n", "else None\n"),
-        ("a guessing teacher labels", "splits, allow_chance)", "splits, True)"),
         ("labelled as by default", "                generation.labelling, seed",
          "                Labelling(), seed"),
         ("all pools labelled with one seed", "seed=generation.config.seed, machine",
@@ -558,6 +556,10 @@ PLACES = {
          "on_labels, last = [None] * len(models), teacher"),
         ("validation accuracy reported as test", "control, splits.test, machine",
          "control, splits.validation, machine"),
+    ],
+    ("iterate.py", "start_from advice"): [
+        ("nobody starts from the file", "else generation.start_from\n", "else None\n"),
+        ("a guessing teacher labels", "splits, allow_chance)", "splits, True)"),
     ],
     ("support/plans.py", "published plans iterate"): [
         ("labels alone with the student's noise on images", "ratio=0, **noise)", "ratio=0)"),

@@ -118,7 +118,7 @@ def test_the_loop_stops_at_a_teacher_that_guesses_and_goes_on_when_told_to(tmp_p
              str(folders / "test"), "--val-per-class", "3", "--plan", "own", "--arch",
              "0.25x0.34", "--image-size", "40", "--learning-rate", "0", "--epochs", "1",
              "--batch-size", "4", "--device", "cpu", "--workers", "0", "--no-labels-only",
-             "--out", str(tmp_path / "run")]
+             "--no-robustness", "--out", str(tmp_path / "run")]
     assert cli.run(iterate.main, [*flags, "--val-per-class", "1"]) == 2
     assert "with 2 validation images even a teacher" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -76,14 +76,16 @@ def test_memory_that_was_freed_on_a_cpu_is_kept_for_the_next_step():
     assert float(result.stdout) > 0.9
 
 
-# Five steps of eight labelled and sixteen pseudo-labelled images, RandAugment on. Dropout and
-# stochastic depth are off: their random numbers are drawn where the images are.
+# Five steps of eight labelled and sixteen pseudo-labelled images, RandAugment on, with a network of
+# three stages: without an expansion, with a stride, with neither. Dropout and stochastic depth are
+# off: their random numbers are drawn where the images are.
 TRAIN = """
 import dataclasses, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from support import devices
 chosen = devices.choose({name!r})
 import torch, model, tiny
+model.STAGES = model.STAGES[:5:2]  # XLA compiles each of six graphs for ten seconds with seven
 if {fixed_statistics}:  # BatchNorm in evaluation mode, everything still trained
     def train(network, mode=True):
         torch.nn.Module.train(network, mode)
@@ -146,13 +148,13 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def assert_same_training(one, other, tolerance):
+def assert_same_training(one, other):
     assert len(one["losses"]) == 5
-    torch.testing.assert_close(one["losses"], other["losses"], rtol=tolerance, atol=0)
+    torch.testing.assert_close(one["losses"], other["losses"], rtol=1e-4, atol=0)
     assert one["weights"].keys() == other["weights"].keys()
     for key, value in one["weights"].items():
         error = (value - other["weights"][key]).double().norm()
-        assert error <= tolerance * value.double().norm() + 1e-6, key
+        assert error <= 1e-4 * value.double().norm() + 1e-6, key
     assert one["val_top1"] == other["val_top1"]
 
 
@@ -162,7 +164,7 @@ def whole(tmp_path_factory):
 
 
 def test_two_processes_train_as_one_with_batch_norm_over_the_images_of_both(whole, tmp_path):
-    assert_same_training(whole, train_in_a_process(tmp_path / "run", processes=2), 1e-4)
+    assert_same_training(whole, train_in_a_process(tmp_path / "run", processes=2))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,7 @@ def test_two_micro_batches_of_two_processes_train_as_the_whole_but_for_batch_nor
         without_statistics, tmp_path):
     in_two = train_in_a_process(tmp_path / "run", micro_batches=2, processes=2,
                                 fixed_statistics=True)
-    assert_same_training(without_statistics, in_two, 1e-4)
+    assert_same_training(without_statistics, in_two)
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +192,8 @@ def test_fifty_steps_on_xla_with_evaluation_and_checkpoints_compile_four_graphs(
 
 
 def test_two_virtual_xla_devices_train_as_the_cpu_does(whole, on_xla):
-    # XLA averages the biased variance into the running one: 4 % less for 24 images at 1x1.
-    assert_same_training(whole, on_xla, 4e-3)
+    # (XLA averages the biased variance into the running one: of 24 maps of 8x8, hardly less.)
+    assert_same_training(whole, on_xla)
 
 
 def test_micro_batches_on_xla_train_as_the_whole_but_for_batch_norms_statistics(
@@ -199,7 +201,7 @@ def test_micro_batches_on_xla_train_as_the_whole_but_for_batch_norms_statistics(
     pytest.importorskip("torch_xla")
     in_two = train_in_a_process(tmp_path / "run", name="xla", micro_batches=2,
                                 fixed_statistics=True)
-    assert_same_training(without_statistics, in_two, 4e-3)
+    assert_same_training(without_statistics, in_two)
     # Of two steps' kinds each micro-batch is a graph; as one, both would be in memory at once.
     assert in_two["compilations"] == 6 and in_two["fallbacks"] == []
 

@@ -91,7 +91,7 @@ def test_all_commands_read_all_of_them(sets, capsys):
     assert json.loads((sets / "test.json").read_text())["parts"]["all"]["images"] == 2 * KINDS
     assert run(iterate, "--labeled", "labeled", "--val", "val", "--test", "test", "--unlabeled",
                "pool", "--arch", "0.25x0.34", *SMALL, "--threshold", "0", "--allow-chance",
-               "--out", "run") == 0
+               "--plan", "demo", "--image-size", "40", "--out", "run") == 0
     said = capsys.readouterr().out
     assert f"{2 * KINDS} labeled, {KINDS} unlabeled, {2 * KINDS} validation, " in said
     assert f"validation, {2 * KINDS} test images" in said and "left out" not in said

@@ -1,6 +1,7 @@
 """The small plans, and what the command line makes of a plan."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -85,22 +86,19 @@ def test_noise_can_be_taken_from_the_unlabeled_images_alone():
     assert teacher.augment_unlabeled and teacher.model_noise_unlabeled
 
 
-def meta_parameters(config, classes):
-    with torch.device("meta"):
-        return model.count_parameters(train.build_model(config, classes))
-
-
 def test_students_of_every_plan_are_equal_or_larger():
     files = tuple(map(str, range(4096)))
     labeled = ImageSet(torch.zeros(len(files)), tuple(map(str, range(1000))), files=files)
+    build = functools.cache(train.build_model)  # L2 takes seconds
     for plan in iterate.PLANS.values():
-        sizes = [meta_parameters(generation.config, 1000) for generation in plan]
+        with torch.device("meta"):
+            sizes = [model.count_parameters(build(one.config, 1000)) for one in plan]
         assert sizes == sorted(sizes)
-        plans.check(plan, labeled, devices.CPU, train.build_model, LOAD, iterate.Flags())
+        plans.check(plan, labeled, devices.CPU, build, LOAD, iterate.Flags())
     with pytest.raises(InputError, match="smaller than its teacher"):
-        plans.check(plan[::-1], labeled, devices.CPU, train.build_model, LOAD, iterate.Flags())
-    plans.check(plan[::-1], labeled, devices.CPU, train.build_model, LOAD,
-                iterate.Flags(allow_smaller_student=True))
+        plans.check(plan[::-1], labeled, devices.CPU, build, LOAD, iterate.Flags())
+    allowing = iterate.Flags(allow_smaller_student=True)
+    plans.check(plan[::-1], labeled, devices.CPU, build, LOAD, allowing)
 
 
 @pytest.mark.parametrize(("arch", "said"), [("0.5x0.25", True), ("0.5x0.3", False)])

@@ -68,6 +68,13 @@ def count(out, until=math.inf, **settings):
     return int(counter.value), first
 
 
+@pytest.mark.parametrize(("total", "between"), [(40, 10), (1000, 50), (100_000, 500)])
+def test_states_lie_a_twentieth_of_the_run_apart_but_10_to_500_steps(total, between, tmp_path):
+    run = make_run(tmp_path / "a.pt", total, save=None)
+    saves = [step + 1 for step in range(total) if run.due("save", step)]
+    assert saves == [*range(between, total, between)]
+
+
 def test_processes_that_see_other_states_of_a_run_do_not_part(tmp_path, monkeypatch):
     """As with a disk of its own for each machine."""
     run = make_run(tmp_path / "a.pt")
