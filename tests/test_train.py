@@ -465,9 +465,7 @@ def test_an_error_is_the_last_line_and_stands_alone_below_the_progress_bar(
     assert not any("train.py: " in line for line in before)
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (80, 10), (8000, 500)])
-def test_states_are_kept_twenty_times_a_run_or_every_500_steps(
-        epochs, steps, splits, tmp_path, monkeypatch):
+def test_evaluations_are_apart_by_epochs_and_states_by_steps(splits, tmp_path, monkeypatch):
     seen = []
 
     def stop(*given, every, **rest):
@@ -476,8 +474,9 @@ def test_states_are_kept_twenty_times_a_run_or_every_500_steps(
 
     monkeypatch.setattr(runs, "Run", stop)
     with pytest.raises(InputError, match="far enough"):
-        run(dataclasses.replace(TINY, epochs=epochs, evaluate_epochs=4), splits, tmp_path / "a.pt")
-    assert seen == [{"log": 1, "save": steps, "evaluate": 10}]  # 2.5 steps an epoch
+        run(dataclasses.replace(TINY, evaluate_epochs=4), splits, tmp_path / "a.pt",
+            checkpoint_steps=7)
+    assert seen == [{"log": 1, "save": 7, "evaluate": 10}]  # 2.5 steps an epoch
 
 
 @pytest.mark.parametrize("asked", [False, True])
