@@ -21,10 +21,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from support import InputError
+from support.images import to_array
 
 # CIFAR-10-C's numbers for each corruption at severities 1 to 5, and ImageNet-C's; `corrupt` says
 # what they mean.
@@ -129,6 +128,14 @@ def _elastic(x: Tensor, amplitude: float, smoothness: float, reach: float,
     return _warp(x, back.mT, shift.permute(1, 2, 3, 0))
 
 
+def _pixelated(images: Tensor, side: int) -> Tensor:
+    """x of uint8 images (N, 3, S, S), shrunk to that side and enlarged again."""
+    box, changed = Image.Resampling.BOX, []
+    for image in map(Image.fromarray, images.permute(0, 2, 3, 1).numpy()):
+        changed.append(to_array(image.resize((side, side), box).resize(image.size, box)))
+    return torch.from_numpy(np.stack(changed)) / 255
+
+
 # ---- The two benchmarks ----
 
 
@@ -204,10 +211,9 @@ def corrupt(images: Tensor, name: str, severity: int, generator: Generator | Non
         case "elastic_transform":
             x = _elastic(x, *value, generator)
         case "pixelate":  # side of the small image as a share of the side
-            small, box = [int(x.shape[-1] * value)] * 2, Image.Resampling.BOX
-            x = torch.stack([pil_to_tensor(to_pil_image(one).resize(small, box).resize(
-                x.shape[2:], box)) for one in images]) / 255
+            x = _pixelated(images, int(x.shape[-1] * value))
         case "jpeg_compression":  # quality
+            from torchvision.io import decode_jpeg, encode_jpeg  # as slow to import as torch
             codes = encode_jpeg([*images], round(value))
             x = torch.stack([decode_jpeg(code) for code in codes]) / 255
     return (255 * x).round().clamp(0, 255).to(torch.uint8)

@@ -6,22 +6,21 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torchvision import datasets as sets
 
 from support import InputError, advice, cli, datasets, devices, files, folders, images, label_store
 from support.images import ImageSet, Splits
 from support.label_store import PseudoLabels
 
-# torchvision's reader, and its names for training set, test set and more images for the pool; the
+# Torchvision's reader, and its names for training set, test set and more images for the pool; the
 # plan of iterate.PLANS that fits, and what these images change in train.TrainConfig.
 PUBLISHED = {
-    "cifar10": (sets.CIFAR10, (True, False), "cifar10", {}),
-    "cifar100": (sets.CIFAR100, (True, False), "cifar10", {}),
+    "cifar10": ("CIFAR10", (True, False), "cifar10", {}),
+    "cifar100": ("CIFAR100", (True, False), "cifar10", {}),
     # authors: no flips; a mirrored digit is not a digit.
-    "svhn": (sets.SVHN, ("train", "test", "extra"), "svhn", {"flip": False}),
+    "svhn": ("SVHN", ("train", "test", "extra"), "svhn", {"flip": False}),
     # At their own size: the 113,000 images are held in memory.
-    "stl10": (sets.STL10, ("train", "test", "unlabeled"), "own", {"image_size": 96}),
-    "imagenette": (sets.Imagenette, ("train", "val"), "own", {}),
+    "stl10": ("STL10", ("train", "test", "unlabeled"), "own", {"image_size": 96}),
+    "imagenette": ("Imagenette", ("train", "val"), "own", {}),
 }
 IMAGENETTE = 9_469, 3_925  # its images for training and test
 
@@ -79,12 +78,13 @@ def read_published(source: Source, image_size: int, seed: int, workers: int = 0)
     rest of the training set and, for SVHN and STL-10, their extra and unlabelled images. InputError
     if there is neither data nor network.
     """
+    from torchvision import datasets as tv  # which takes as long to import as torch
     name, root, (reader, parts, _, _) = source.dataset, source.root, PUBLISHED[source.dataset]
     native = 160 if image_size <= 160 else 320  # Imagenette comes in both sizes
     edition = {"size": f"{native}px"} if name == "imagenette" else {}
     with devices.first_alone():  # until it has downloaded them
         try:
-            found = [reader(str(root), part, download=True, **edition) for part in parts]
+            found = [getattr(tv, reader)(root, part, download=True, **edition) for part in parts]
         except ImportError as error:  # SciPy, to read SVHN
             raise InputError(f"{name} needs a package: pip install {error.name}; the same command "
                              "then goes on") from error

@@ -379,6 +379,14 @@ def test_the_scripts_end_with_one_line_and_the_code_of_their_error(command):
     assert result.stderr.splitlines()[-1] == said
 
 
+def test_a_command_does_not_wait_for_packages_that_few_commands_need():
+    slow = "torchvision", "matplotlib", "torch_xla", "av", "scipy"
+    code = f"import iterate, sys; print(sys.modules.keys() & {{*{slow}}})"
+    root = Path(cli.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_pip_is_told_in_one_line_how_to_run_the_scripts(tmp_path):
     root = Path(cli.__file__).parent.parent
     (tmp_path / "support").mkdir()
