@@ -140,7 +140,7 @@ def test_studies_of_the_same_runs_share_a_table_with_the_figures_of_both(known):
     assert "it is more robust. " in shared and "and steadier. " in shared
 
 
-def test_the_picture_shows_each_study_its_higher_side_in_blue(known, tmp_path):
+def test_each_study_is_drawn_with_its_higher_side_in_blue(known, tmp_path):
     verdicts.draw(STUDIES, known, tmp_path / "studies.png")
     red, green, blue = np.asarray(Image.open(tmp_path / "studies.png").convert("RGB"), int).T
     high, orange = blue > red + 60, red > blue + 60
