@@ -64,7 +64,10 @@ class Run:
 def read_table(file: Path) -> list[dict]:
     """The lines of a CSV file about images, each with the image's name."""
     with open(file, newline="") as lines:
-        return [row | {"name": Path(row["file"]).name} for row in csv.DictReader(lines)]
+        rows = csv.DictReader(lines)
+        if not {"file", "class"} <= {*(rows.fieldnames or ())}:
+            raise InputError(f"{file}: its first line must name the columns: file,class")
+        return [row | {"name": Path(row["file"]).name} for row in rows]
 
 
 @cache
@@ -75,12 +78,16 @@ def read_truth(data: str) -> dict[str, str]:
 
 @cache
 def read_all(data: str, size: int) -> images.Splits:
-    """All images, at `size` pixels; InputError if an image of the pool has no truth."""
+    """All images, at `size` pixels; InputError if an image of the pool has no truth, or a class
+    that is not among the labelled ones.
+    """
     folders = {name: f"{data}/{name}" for name in ("labeled", "val", "test")}
     splits = sources.read_folders(sources.Source(unlabeled=f"{data}/pool", **folders), size)
-    if unknown := [file for file in splits.unlabeled.files
-                   if Path(file).name not in read_truth(data)]:
+    truth = read_truth(data)
+    if unknown := [file for file in splits.unlabeled.files if Path(file).name not in truth]:
         raise InputError(f"{data}/pool-truth.csv: {unknown[0]} is not in it")
+    if strange := {*truth.values()} - {*splits.labeled.classes, ""}:
+        raise InputError(f"{data}/pool-truth.csv: no class is called {min(strange)}")
     return splits
 
 

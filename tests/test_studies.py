@@ -45,7 +45,7 @@ def data(tmp_path_factory):
     (folder / "0").rename(folder / "pool")
     with open(folder / "pool-truth.csv", "w", newline="") as file:
         csv.writer(file).writerows([("file", "class"), *(
-            (f"{number}.png", "" if number % 3 == 0 else "cat") for number in range(48))])
+            (f"{number}.png", "" if number % 3 == 0 else "0") for number in range(48))])
     return str(folder)
 
 
@@ -87,8 +87,37 @@ def test_the_runs_differ_by_what_the_paper_compares():
     for study, place in ("finding-1", 0), ("finding-4", -1):
         for name, run in STUDIES[study].runs.items():
             assert run.generations[place].config.arch == name.split(" ")[-1]
+    for name in STUDIES["table-6-small"].runs.keys() - {"supervised"}:
+        ratio = last("table-6", name).config.unlabeled_ratio
+        assert ratio == 1 == last("table-6-small", name).config.unlabeled_ratio
     ratios = [last("finding-7", f"ratio {ratio}").config.unlabeled_ratio for ratio in (1, 3, 7, 14)]
     assert ratios == [1, 3, 7, 14]
+
+
+def test_the_labels_and_starts_differ_by_what_the_paper_compares():
+    """Findings 3, 5, 6 and 8, section 2."""
+    for kind in "soft", "hard":
+        for pool in "in-domain", "out-of-domain":
+            name = f"{kind}, {pool.replace('-', ' ')}"
+            assert last("finding-3", name).labelling.kind == kind
+            assert last("finding-3", name).labelling.threshold == 0
+            assert STUDIES["finding-3"].runs[name].pool == pool
+    for arch in "0.25x0.5", "0.5x0.5":
+        for name, balance in ("balanced", True), ("as it is", False):
+            labelling = last("finding-5", f"{arch}, {name}").labelling
+            assert labelling.balance == balance
+            assert labelling.per_class == 8_000 or not balance  # the whole pool: no class is cut
+    for name, joint in ("joint", True), ("pretrained, fine-tuned", False):
+        assert last("finding-6", name).joint == joint
+    for name in "from scratch", "from the teacher":
+        short, whole = last("finding-8", f"{name}, short"), last("finding-8", name)
+        assert short.from_teacher == whole.from_teacher == (name == "from the teacher")
+        assert short.config.epochs * 4 == whole.config.epochs
+    for value in 0, 0.3, 0.6, 0.9:
+        labelling = last("threshold", f"threshold {value}").labelling
+        assert (labelling.threshold, labelling.per_class) == (value, None)
+    for value in 1, 0.5:
+        assert last("temperature", f"temperature {value}").labelling.temperature == value
 
 
 @pytest.mark.parametrize(("study", "higher", "lower"), [
@@ -117,6 +146,30 @@ def test_the_runs_differ_by_what_the_paper_compares():
 def test_what_the_paper_finds_better_is_on_the_higher_side(study, higher, lower):
     contrast = STUDIES[study].contrast
     assert (contrast.higher, contrast.lower) == (higher, lower)
+
+
+def test_figure_2_compares_the_mean_student_with_the_mean_of_its_networks():
+    names = [f"{arch}, {{}}" for arch in ("0.25x0.5", "0.35x0.5", "0.5x0.5", "0.75x0.5")]
+    assert STUDIES["figure-2"].contrast.sides == tuple(
+        tuple(name.format(which) for name in names) for which in ("student", "supervised"))
+
+
+def test_each_contrast_compares_the_paper_s_figure_and_controls_are_no_claims():
+    figures = {"losses": "loss_gap", "robustness-c": "corruptions", "robustness-p": "flips",
+               "robustness-fgsm": "fgsm"}
+    for name, study in STUDIES.items():
+        contrast = study.contrast
+        assert contrast.figure == figures.get(name, "test_top1")
+        assert contrast.control == (name in ("table-7-longer", "figure-2-longer", "temperature"))
+        assert contrast.null == (name == "temperature")
+        assert contrast.sometimes == (name in ("finding-3", "finding-8"))  # "in certain cases"
+
+
+def test_the_page_is_made_of_the_results_that_lie_beside_it():
+    """Made anew by: python results/studies.py"""
+    folder = Path(studies.__file__).parent
+    known = json.loads((folder / "studies.json").read_text())
+    assert (folder / "studies.md").read_text() == verdicts.page(STUDIES, known, studies.ABOUT)
 
 
 def test_robustness_is_measured_for_what_its_studies_compare():
@@ -179,7 +232,7 @@ def test_images_of_no_class_wrong_labels_and_copies_are_counted(tmp_path):
 
 
 def test_images_of_other_classes_are_as_many_as_those_of_the_classes(data, monkeypatch):
-    truth = {f"{number}.png": "" if number % 3 else "cat" for number in range(48)}
+    truth = {f"{number}.png": "" if number % 3 else "0" for number in range(48)}
     monkeypatch.setattr(measure, "read_truth", lambda file: truth)
     read = measure.read_splits.__wrapped__
     assert [len(read(data, 2, 32, pool).unlabeled)
@@ -449,6 +502,45 @@ def test_a_seed_begins_anew_on_another_processor_unless_it_is_complete(command, 
     assert len(command.seen) == len(found["runs"]) == 7  # all of them
 
 
+def test_a_seed_keeps_its_runs_until_one_is_measured_on_the_other_processor(command, tmp_path):
+    before = command("finding-3", seeds=(0, 1))
+    with pytest.raises(InputError, match="runs that failed.*: 13 "):
+        command("finding-3", "finding-6", seeds=(0, 1), here="other", failing=13)
+    after = json.loads((tmp_path / "studies.json").read_text())["seeds"]
+    assert after["0"] == before["0"] and after["1"]["processor"] == "other"
+    assert "| 0 | 5 | some |" in (tmp_path / "studies.md").read_text()
+
+
+def test_another_torch_is_like_another_processor(command, monkeypatch):
+    command("finding-3")
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    found = command("finding-3", "finding-6")["0"]
+    assert found["torch"] == "0.1" and len(command.seen) == len(found["runs"]) == 7
+
+
+def test_the_page_alone_is_made_without_images(command, tmp_path, monkeypatch):
+    command("finding-6")
+    page = (tmp_path / "studies.md").read_text()
+    for name in "studies.md", "studies.png":
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(studies, "measure_all", None)
+    studies.main(studies.Flags(results=str(tmp_path / "studies.json")))
+    assert (tmp_path / "studies.md").read_text() == page
+    assert (tmp_path / "studies.png").exists()
+
+
+def test_a_page_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="studies.json is not there: measure something"):
+        studies.main(studies.Flags(results=str(tmp_path / "studies.json")))
+
+
+def test_damaged_results_are_refused_in_one_line(command, tmp_path):
+    (tmp_path / "studies.json").write_text("{")
+    with pytest.raises(InputError, match="studies.json is damaged"):
+        command("finding-6")
+    assert not command.seen
+
+
 def test_a_teacher_that_is_trained_again_must_be_the_one_its_students_had(command, tmp_path):
     command("finding-6")
     shutil.rmtree(tmp_path / "runs")
@@ -474,13 +566,27 @@ def test_a_pool_of_which_not_all_is_known_is_refused_before_anything_is_trained(
     assert not command.seen
 
 
+@pytest.mark.parametrize(("text", "message"), [
+    ("name,class\n0.png,cat\n", "its first line must name the columns: file,class"),
+    ("", "its first line must name the columns: file,class"),
+    (None, "no class is called kat"),
+])
+def test_a_list_of_the_pool_that_cannot_be_right_is_refused(data, tmp_path, text, message):
+    for name in "labeled", "val", "test", "pool":
+        (tmp_path / name).symlink_to(Path(data, name))
+    truth = Path(data, "pool-truth.csv").read_text() + "48.png,kat\n"
+    (tmp_path / "pool-truth.csv").write_text(truth if text is None else text)
+    with pytest.raises(InputError, match=f"pool-truth.csv: {message}"):
+        measure.read_all(str(tmp_path), 32)
+
+
 def test_a_page_does_not_take_the_place_of_its_results(command):
     with pytest.raises(InputError, match="give a name that ends in .json"):
         command("finding-6", results="studies.md")
 
 
 def test_a_command_whose_runs_failed_is_no_success(command):
-    with pytest.raises(InputError, match="1 runs have failed, or build on one that has"):
+    with pytest.raises(InputError, match="runs that failed, or build on one that did: 1 "):
         command("finding-6", failing=1)
 
 

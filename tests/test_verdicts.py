@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from results import verdicts
@@ -40,15 +41,16 @@ def test_more_seeds_than_there_are_quantiles_have_the_wider_interval_of_ten():
     ([-1.0, 2.0, 3.0], False, "not decided by 3 seeds"),
     ([3.0], False, "not decided by 1 seed"),
     ([3.0, 3.0], False, "not decided by 2 seeds"),
-    ([0.1, 0.2, -0.1, 0.0, 0.1], True, "reproduced"),
-    ([1.6, 1.7, 1.8, 1.6, 1.7], True, "reproduced"),
-    ([2.6, 2.7, 2.8, 2.6, 2.7], True, "contradicted"),
-    ([-2.6, -2.7, -2.8, -2.6, -2.7], True, "contradicted"),
+    ([0.1, 0.2, -0.1, 0.0, 0.1], True, "holds"),
+    ([1.6, 1.7, 1.8, 1.6, 1.7], True, "holds"),
+    ([2.6, 2.7, 2.8, 2.6, 2.7], True, "does not hold"),
+    ([-2.6, -2.7, -2.8, -2.6, -2.7], True, "does not hold"),
     ([1.0, 3.0, 2.0], True, "not decided by 3 seeds"),
     ([-4.0, 4.0, 0.0], True, "not decided by 3 seeds"),
 ])
 def test_a_verdict_needs_the_whole_interval(differences, null, expected):
-    assert verdicts.verdict(Contrast("a", "b", null=null), differences) == expected
+    contrast = Contrast("a", "b", null=null, control=null)
+    assert verdicts.verdict(contrast, differences) == expected
 
 
 def test_what_the_paper_finds_only_sometimes_is_not_contradicted_by_one_setting():
@@ -111,6 +113,13 @@ def test_the_contrast_is_paired_within_the_seeds(known):
                      "flips": {"0": 0, "1": 0, "2": 0}, "unmeasured": {}}
 
 
+def test_a_run_that_lacks_the_contrast_s_figure_does_not_count(known):
+    del known["seeds"]["1"]["runs"]["t"]["corruptions"]
+    study = STUDIES["robust"]
+    found = verdicts.differences(study.contrast, verdicts.rows_of(study, known))
+    assert found == {"0": 4, "2": 6}
+
+
 def test_the_page_has_each_claim_its_figures_and_its_verdict(known):
     page = verdicts.page(STUDIES, known, "Ten classes.")
     half = 4.303 / math.sqrt(3)  # of 4, 5, 6: a standard deviation of 1
@@ -123,7 +132,9 @@ def test_the_page_has_each_claim_its_figures_and_its_verdict(known):
     assert "| other | 52.0 | 53.0 | - | 52.50 +- 0.71 |" in page
     assert "by seed +4.00 (0), +5.00 (1), +6.00 (2): **reproduced**. By more steps.\n" in page
     assert "In all 4.0 hours of one core, " in page  # eight runs of half an hour
-    assert "call 0.05 of the 2 claims reproduced" in page
+    assert "Of the 2 claims with an interval 2 are reproduced, and 0 come out the other way" in page
+    assert "to give 0.05 of each at one look" in page
+    assert f"An interval of accuracies reaches {half:.1f} points to either side" in page
     claims, controls = page.split("| paper | control | here | verdict |")
     assert "and steadier" not in claims
     assert "| 3.3 | and steadier | +0.00 [+0.00, +0.00] | not decided by 3 seeds |" in controls
@@ -149,6 +160,13 @@ def test_each_study_is_drawn_with_its_higher_side_in_blue(known, tmp_path):
     assert all(part.any() for panel in shown for part in panel)  # three studies in the first row
     student, teacher = (part.nonzero()[0].mean() for part in shown[0])  # along x
     assert student > teacher
+
+
+def test_a_panel_shows_only_the_seeds_that_have_the_contrast(known, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda self, values, *rest, **more: drawn.append(values))
+    verdicts.draw({"mean": STUDIES["mean"]}, known, tmp_path / "studies.png")
+    assert drawn == [[52, 53], 52.5, [54, 56], 55, [50, 51], 50.5]  # not the third seed's
 
 
 def test_a_picture_is_drawn_before_any_contrast_is_measured(tmp_path):
