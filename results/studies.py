@@ -122,11 +122,11 @@ STUDIES = {
         "4.1", Contrast("Noisy Student", "student w/o Aug, SD, Dropout", figure="loss_gap"),
         TABLE_6,
         "Images without noise are easier, which lowers the loss on unlabelled ones here as in "
-        "the paper. But there the loss on labelled images, noised as before, falls by more, and "
-        "here it hardly falls. The authors suppose that so large a pool is hard to overfit: "
-        "130 M images, seen 3.4 times each (here 2,000, seen 26 times). That cannot be all: with "
-        "an eighth of the pool the contrast is no larger here, and in three times the steps it "
-        "is smaller."),
+        "the paper. But there the loss on labelled images, noised as before, falls by more, "
+        "and here it hardly falls. The authors suppose that so large a pool is hard to "
+        "overfit: 130 M images, seen 3.4 times each (here 2,000, seen 26 times). That cannot "
+        "be all: with an eighth of the pool the contrast is no larger here, and in three "
+        "times the steps it is smaller."),
     "table-6-small": Study(
         "without noise the student is worse with a small pool, too (here with RandAugment, "
         "which the paper leaves out there)", "4.1, table 6, 1.3M",
@@ -155,11 +155,11 @@ STUDIES = {
         Contrast(f"teacher {LARGEST}", f"teacher {SMALLER}"),
         {f"teacher {arch}": chain(student(), by=arch) for arch in (SMALLER, ARCH, LARGEST)}
         | {f"itself, {arch}": Run((teacher(arch),)) for arch in (SMALLER, ARCH, LARGEST)},
-        "In so short a training the larger networks are mostly the worse teachers, so that size "
-        "and accuracy, which the paper's finding takes together, part. Accuracy decides: in "
-        "seeds 0 to 3 the students are in the order of their teachers' accuracy; in seed 4, where "
-        "the largest teacher is the best, the two better ones' students change places, and both "
-        "are above the worst one's."),
+        "In so short a training the larger networks are mostly the worse teachers, so that "
+        "size and accuracy, which the paper's finding takes together, part. Accuracy decides: "
+        "in seeds 0 to 3 the students are in the order of their teachers' accuracy; in seed "
+        "4, where the largest teacher is the best, the two better ones' students change "
+        "places, and both are above the worst one's."),
     "finding-2": Study(
         "a large amount of unlabelled data is needed", "4.3, finding 2",
         Contrast("all of the pool", "1/16"),
@@ -197,9 +197,10 @@ STUDIES = {
         "training from scratch is sometimes better than from the teacher's weights",
         "4.3, finding 8", Contrast("from scratch", "from the teacher", sometimes=True),
         FROM_TEACHER,
-        "A matter of length: after a quarter of the steps the teacher's weights are 10.8 points "
-        "ahead, after all of them 1.5 (seeds 0, 1 and 3), and a student from scratch still has the "
-        "higher losses. That is 1,600 steps; the paper's 350 epochs are over 200,000."),
+        "A matter of length: after a quarter of the steps the teacher's weights are 10.8 "
+        "points ahead, after all of them 1.5 (seeds 0, 1 and 3), and a student from scratch "
+        "still has the higher losses. That is 1,600 steps; the paper's 350 epochs are over "
+        "200,000."),
     "finding-8-short": Study(
         "a student that starts from the teacher's weights needs many epochs, too", "4.3, finding 8",
         Contrast("from the teacher", "from the teacher, short"), FROM_TEACHER),
@@ -208,8 +209,8 @@ STUDIES = {
         Contrast("student", "supervised", figure=figure), LONGER, note)
         for short, words, where, figure, note in (
             ("c", "corruptions (error on corrupted images)", "3.3, table 4", "corruptions",
-             "By about as much as on clean images, so that nothing is seen of the paper's larger "
-             "gain on corrupted ones."),
+             "By about as much as on clean images, so that nothing is seen of the paper's "
+             "larger gain on corrupted ones."),
             ("p", "perturbations (flip rate)", "3.3, table 5", "flips", ""),
             ("fgsm", "FGSM at epsilon 4", "3.4, figure 4", "fgsm", ""))},
     "threshold": Study(
@@ -235,25 +236,26 @@ HERE = Path(__file__).resolve().parent
 LABELS = 20  # labelled images of each class and seed
 STEPS = replace(BASE, labeled_images=10 * LABELS).total_steps
 ABOUT = f"""\
-Tiny-ImageNet-10: ten classes of ImageNet with {LABELS} labelled images each, new ones for each of
-five seeds, 500 images for validation, 1,000 for the test, and a pool of 8,000, of which 6,000
-show none of the classes ([more of them](tiny_imagenet.md)); all at {BASE.image_size} pixels.
+Tiny-ImageNet-10: ten classes of ImageNet with {LABELS} labelled images each, new ones for
+each of five seeds, 500 images for validation, 1,000 for the test, and a pool of 8,000, of
+which 6,000 show none of the classes ([more of them](tiny_imagenet.md)); all at
+{BASE.image_size} pixels.
 
-Unless a run says otherwise teacher and student are a {ARCH}, which is EfficientNet-B0 with 0.35 of
-its width and half its depth, trained for {STEPS:,} steps of {BASE.batch_size} labelled images, a
-student's with {BASE.unlabeled_ratio} pseudo-labelled ones for each: of those with a confidence over
-{Labelling().threshold} the {plans.TINY_LABELS["per_class"]} most confident of each class. (The 200
-was chosen on validation, partly with labelled images of the first two seeds.) The noise is one
-operation of RandAugment at magnitude {BASE.rand_augment_magnitude:g} (the paper's: two at 27),
-crops, flips and Cutout; dropout of {BASE.dropout}, and stochastic depth. "w/o Aug" leaves out all
-noise on images.
+Unless a run says otherwise teacher and student are a {ARCH}, which is EfficientNet-B0 with
+0.35 of its width and half its depth, trained for {STEPS:,} steps of {BASE.batch_size}
+labelled images, a student's with {BASE.unlabeled_ratio} pseudo-labelled ones for each: of
+those with a confidence over {Labelling().threshold} the {plans.TINY_LABELS["per_class"]}
+most confident of each class. (The 200 was chosen on validation, partly with labelled images
+of the first two seeds.) The noise is one operation of RandAugment at magnitude
+{BASE.rand_augment_magnitude:g} (the paper's: two at 27), crops, flips and Cutout; dropout
+of {BASE.dropout}, and stochastic depth. "w/o Aug" leaves out all noise on images.
 
-Table 6 has one pseudo-labelled image for each labelled one, as in the paper; a share of the pool
-has its share of the 200; finding 3 has no threshold and pools of 2,000, finding 5 no limit for a
-class, the study of thresholds one of 800. Fine-tuning after pretraining has as many steps again,
-with labelled images alone, at a tenth of the learning rate, which was not tuned. Although the steps
-are few, each pseudo-labelled image is seen many times even at a ratio of 1, and a noised network
-may not have converged.
+Table 6 has one pseudo-labelled image for each labelled one, as in the paper; a share of the
+pool has its share of the 200; finding 3 has no threshold and pools of 2,000, finding 5 no
+limit for a class, the study of thresholds one of 800. Fine-tuning after pretraining has as
+many steps again, with labelled images alone, at a tenth of the learning rate, which was not
+tuned. Although the steps are few, each pseudo-labelled image is seen many times even at a
+ratio of 1, and a noised network may not have converged.
 
 The checkpoint is the best on validation; the test set is read once a run, after all choices.
 With 1,000 test images a figure has a standard error of 1.6 points, and a difference within a

@@ -181,9 +181,10 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
         f"In all {minutes / 60:.1f} hours of one core, without what was interrupted.",
         table(["seed", "runs", "processor", "torch", "commit"], measured),
         "A difference is paired within the seeds, and positive where the claim holds; in "
-        "brackets, from three seeds on, is the 95 % confidence interval of its mean (Student's "
-        "t). A claim is reproduced if that lies above zero, contradicted if below (not seen here, "
-        "if the paper finds it only in some cases), and otherwise not decided.",
+        "brackets, from three seeds on, is the 95 % confidence interval of its mean "
+        "(Student's t). A claim is reproduced if that lies above zero, contradicted if below "
+        "(not seen here, if the paper finds it only in some cases), and otherwise not "
+        "decided.",
         table(["paper", "claim", "here", "verdict"], claims),
         chance * bool(words) + scale
         + "All seeds have the same images for validation and test and, where a study takes all "
@@ -193,10 +194,10 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
         table(["paper", "control", "here", "verdict"], controls),
         "![Each study's runs](studies.png)",
         "By seed: test top-1 in percent. Images: chosen from the pool, without copies; of a "
-        "class: how many of them show one of the classes; correct of these: how many of those have "
-        "the right pseudo label; correct of all: of everything the student is shown of the pool. "
-        "Losses: in training, the mean of the log's last tenth. A row's mean is over its own "
-        "seeds.",
+        "class: how many of them show one of the classes; correct of these: how many of those "
+        "have the right pseudo label; correct of all: of everything the student is shown of "
+        "the pool. Losses: in training, the mean of the log's last tenth. A row's mean is "
+        "over its own seeds.",
         *sections]) + "\n"
 
 
@@ -208,8 +209,8 @@ def draw(studies: Mapping[str, Study], known: Mapping, file: Path) -> None:
              if differences(study.contrast, rows := rows_of(study, known))}
     high = max(1, -(-len(shown) // 3))
     figure = Figure(figsize=(15, 2.9 * high), layout="constrained")
-    figure.suptitle("A dot for each seed, a line for their mean; where a claim holds, blue lies "
-                    "to the right of orange; grey: the study's other runs")
+    figure.suptitle("A dot for each seed, a line for their mean; where a claim holds, blue "
+                    "lies to the right of orange; grey: the study's other runs")
     panels = figure.subplots(high, 3, squeeze=False).flatten()
     for panel in panels[len(shown):]:
         panel.set_axis_off()
