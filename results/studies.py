@@ -197,10 +197,9 @@ STUDIES = {
         "training from scratch is sometimes better than from the teacher's weights",
         "4.3, finding 8", Contrast("from scratch", "from the teacher", sometimes=True),
         FROM_TEACHER,
-        "A matter of length: after a quarter of the steps the teacher's weights are 10.8 "
-        "points ahead, after all of them 1.5 (seeds 0, 1 and 3), and a student from scratch "
-        "still has the higher losses. That is 1,600 steps; the paper's 350 epochs are over "
-        "200,000."),
+        "A matter of length: after a quarter of the steps the teacher's weights are 10.3 "
+        "points ahead, after all of them 1.3 (four seeds), and a student from scratch still "
+        "has the higher losses. That is 1,600 steps; the paper's 350 epochs are over 200,000."),
     "finding-8-short": Study(
         "a student that starts from the teacher's weights needs many epochs, too", "4.3, finding 8",
         Contrast("from the teacher", "from the teacher, short"), FROM_TEACHER),
