@@ -167,7 +167,7 @@ class Flags:
 
     plan: Literal[tuple(PLANS)] | None = None  # generations (default: by the images)
     out: cli.Folder | None = None  # run directory (default: runs/PLAN); continued if it exists
-    seed: cli.Whole = 0  # of the weights, the images' order, the noise, and the demo's images
+    seed: cli.Whole = 0  # of weights, order and noise; draws the demo's images, --dataset's labels
     arch: list[str] | None = None  # b0 to b7, l0 to l2, WIDTHxDEPTH: one for all, or one for each
     filter: bool = True  # keep confident images only (section 3.1)
     noise: bool = True  # noise the unlabelled images of the students (table 6)

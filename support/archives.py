@@ -149,7 +149,8 @@ class TestSet:
         count = max(1, self.batch_size // frames)
         chunks = [items[first: first + count] for first in range(0, len(items), count)]
         labels = labels.repeat_interleave(frames).split(count * frames)
-        decoded = tqdm(reading.read(decode, chunks, self.workers), name, len(chunks))
+        decoded = tqdm(reading.read(decode, chunks, self.workers, self.image_size), name,
+                       len(chunks))
         for pixels, truth in zip(decoded, labels, strict=True):
             yield pixels.flatten(0, 1), truth
 

@@ -121,7 +121,7 @@ def _stream(source: ImageSet, order: Iterator[Tensor], image_size: int, rows: Te
     keys = (list(zip(batch.tolist(), itertools.repeat(step), rows.tolist(), strict=False))
             for step, batch in enumerate(ahead, first))
     decode = partial(_crop, source=source, image_size=image_size, seed=seed, crop=crop)
-    return zip(order, read(decode, keys, workers), strict=True)
+    return zip(order, read(decode, keys, workers, image_size), strict=True)
 
 
 def training(config, labeled: ImageSet, pseudo: PseudoLabels | None, crop: Crop | None,
@@ -185,9 +185,10 @@ def check(config, labeled: ImageSet, pseudo: PseudoLabels | None, machine: devic
     if machine.compile and machine.checkpoint_blocks and devices.world_size() > 1:
         raise InputError("--compile with --checkpoint-blocks is for one process: a compiled "
                          "SyncBatchNorm would see recomputed images as new ones; leave one out")
-    if device.type == "cuda" and config.precision == "bfloat16" and not (
-            torch.cuda.is_bf16_supported(including_emulation=False)):
-        images.say_once("Warning: this GPU imitates bfloat16, slowly: give --precision float32")
+    if config.precision == "bfloat16" and (device.type == "cpu" or device.type == "cuda" and not (
+            torch.cuda.is_bf16_supported(including_emulation=False))):
+        images.say_once("Warning: most CPUs and old GPUs imitate bfloat16, slowly: give "
+                        "--precision float32")
 
     count, parts = config.batch_size, config.accumulation_steps
     shares = devices.world_size() * devices.mesh_size(device)

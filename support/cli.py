@@ -71,8 +71,8 @@ KNOWN = {
         "another one)",
     "DataLoader worker|shared memory|process pool":
         "a worker that reads images was killed, most likely as the memory, or a container's shared "
-        "memory, is full: give --workers 0, or start the container with --shm-size 8g or "
-        "--ipc=host; the same command continues",
+        "memory, is full: give --workers 0, or start the container with --ipc=host or a larger "
+        "--shm-size; the same command continues",
 }
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from support import InputError, demo_images, files, folders, images, names, reading
+from support import InputError, demo_images, devices, files, folders, images, names, reading
 from support.images import NO_CLASS, UNKNOWN, ImageSet, Splits
 
 LARGEST_IN_MEMORY = 64  # pixels a side; larger images stay files until a batch needs them
@@ -95,6 +96,8 @@ def read_set(source: ImageSet, size: int | None, workers: int = 0,
     skipped = [items[row] for row in broken]
     if broken and held_out is None:
         others = f"; and {len(broken) - 1} more: {images.first_names(skipped[1:])}"
+        if len(broken) > 4 and devices.rank() == 0:
+            tqdm.write("\n".join(found[row][1] for row in broken))
         raise InputError(found[broken[0]][1] + others * (len(broken) > 1))
     removed = len(found) - len(good) - len(skipped)
     if not good:

@@ -33,7 +33,7 @@ class Machine:
     """Where and how to compute; other devices draw other dropout and round differently"""
 
     device: Literal["auto", "cpu", "cuda", "mps", "xla"] = "auto"  # xla also drives TPUs
-    workers: cli.Workers = 2  # processes that decode images, for each GPU
+    workers: cli.Workers = 2  # processes that decode images, for each GPU; twice for a student
     compile: bool = False  # compile the network; faster on GPUs after a minute
     checkpoint_blocks: bool = False  # recompute activations instead of keeping them: less memory
     megapixels: cli.Positive = 180.0  # of an image; larger ones: an error, in the pool left out
@@ -47,6 +47,7 @@ class Machine:
 
 
 CPU = Machine("cpu")
+PATIENT = {}  # "group": torchrun's processes, for what may take long
 
 
 def choose(name: str = "auto") -> torch.device:
@@ -76,8 +77,9 @@ def choose(name: str = "auto") -> torch.device:
                              f"{count}")
         torch.cuda.set_device(number)
     if not dist.is_initialized():
-        # One process may wait for another that evaluates or reads images for a long time.
-        dist.init_process_group(backend, timeout=datetime.timedelta(hours=24))
+        # One that hangs in a step is given up; outside of steps one may evaluate or read for long.
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=1))
+        PATIENT["group"] = dist.new_group(backend="gloo", timeout=datetime.timedelta(hours=24))
     return torch.device(name, number)
 
 
@@ -128,7 +130,7 @@ def world_size() -> int:
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(**PATIENT)
 
 
 def local_rank() -> int:
@@ -150,7 +152,7 @@ def gathered(value: object) -> list:
     """The values that the processes give, in the order of their numbers."""
     values = [value] * world_size()
     if dist.is_initialized():
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, **PATIENT)
     return values
 
 
@@ -200,7 +202,7 @@ def total(values: Tensor) -> Tensor:
     """The sum over all processes, on the CPU."""
     values = values.detach().cpu()
     if dist.is_initialized():
-        dist.all_reduce(values)
+        dist.all_reduce(values, **PATIENT)
     return values
 
 

@@ -105,6 +105,8 @@ def require_same(path: str | Path, found: dict, wanted: dict) -> None:
         if isinstance(value, dict) and isinstance(known, dict):
             require_same(path, known, dict.fromkeys(known) | value)
         elif known != value:
+            if key == "classes" and isinstance(known, list) and {*known} != {*value}:
+                known, value = sorted({*known} - {*value}), sorted({*value} - {*known})
             raise InputError(f"{path} belongs to a run with other settings ({key}: {known!r:.70}, "
                              f"not {value!r:.70}): give what it was made with, or another output")
 

@@ -1,6 +1,5 @@
 """Folders of images: which files in them are images, and of which classes."""
 
-import contextlib
 import functools
 import os
 import unicodedata
@@ -12,18 +11,19 @@ import torch
 from support import InputError, images, reading
 from support.images import ImageSet, first_names, say_once
 
-# Folders of thumbnails and of deleted files, which systems put among a user's own.
-SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+# Thumbnails, deleted files and settings, which systems put among a user's own.
+OF_SYSTEMS = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information",
+              "lost+found", "Thumbs.db", "ehthumbs.db", "desktop.ini")
 
 
 def _hidden(name: str) -> bool:
-    return name[0] == "." or name in SYSTEM_FOLDERS
+    return name[0] == "." or name in OF_SYSTEMS
 
 
 def walk(folder: str | Path) -> Iterator[str]:
     """Every file below `folder` at any depth, in a fixed order; or `folder` itself, if a file.
 
-    Links are followed, hidden names and SYSTEM_FOLDERS are not. InputError if a folder cannot be
+    Links are followed, hidden names and those OF_SYSTEMS are not. InputError if a folder cannot be
     listed. Memory holds no more than the folders on the way down to a file.
     """
     def refuse(error: OSError) -> None:
@@ -47,9 +47,12 @@ def list_images(folder: str | Path) -> list[str]:
     def is_image(file: str) -> bool:
         if file.lower().endswith(images.SUFFIXES):
             return True  # an image, or a broken one
-        with contextlib.suppress(Exception), images.open_image(file):
-            return True
-        return False
+        try:
+            with images.open_image(file):
+                return True
+        except Exception as error:  # whatever Pillow raises for what is no image
+            images.require_present(file, error)
+            return False
 
     everything = list(walk(folder))
     found = [file for file in everything if is_image(file)]
@@ -57,7 +60,8 @@ def list_images(folder: str | Path) -> list[str]:
         say_once(f"{folder}: {len(others)} files left out that cannot be read as images (HEIC "
                  f"and a camera's raw data: convert them to JPEG): {first_names(others)}")
     if not found:
-        raise InputError(f"{folder}: no images in it; add some, remove it, or check the path")
+        raise InputError(f"{folder}: no images in it; add some, remove it (a class: from all "
+                         "folders), or check the path")
     return found
 
 
@@ -90,6 +94,9 @@ def list_classes(folder: str | Path, expected: Iterable[str] = ()) -> ImageSet:
                          f"{first_names(extra) or 'none'}"
                          + " (letters in another Unicode form: rename)" * bool(alike))
 
+    if len({_composed(name.strip()).casefold() for name in names}) < len(names):
+        say_once(f"Warning: some classes of {folder} have names that differ only by case, spaces "
+                 "or Unicode form: are they meant to be one?")
     inner = [sorted(e.name for e in os.scandir(Path(folder, name))
                     if e.is_dir() and not _hidden(e.name)) for name in names]
     if len(inner[0]) > 1 and all(found == inner[0] for found in inner):

@@ -7,10 +7,12 @@ worker processes decode when a batch needs them (reading.py).
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import stat
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -32,9 +34,9 @@ SUFFIXES = tuple(suffix for suffix, name in Image.registered_extensions().items(
                  if name in FORMATS)
 # To Pillow the raw data of many cameras are a TIFF, of which it shows the thumbnail.
 RAW = tuple(".3fr .arw .cr2 .dng .erf .iiq .kdc .nef .nrw .pef .sr2 .srf .srw".split())
-# Errors of a disk or of the machine; any other is the file's own.
-FOR_NOW = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-           errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV}
+# Errors that are a file's own, as are those without a number; any other is a disk's or machine's.
+OF_FILES = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+            errno.EINVAL, errno.EOVERFLOW}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,15 +96,25 @@ def digest(source: ImageSet) -> str:
         return files.digest(source.pixels)
     if source.fingerprints is not None:
         return files.digest(source.fingerprints)
-    sizes = np.fromiter(map(_size, source.files), np.int64, len(source))
-    return files.digest(source.files, sizes)
+    own = devices.local_rank() == 0  # of millions of files one process of a machine asks the disk
+    return devices.of_this_machine(own and files.digest(source.files, _sizes(source.files)))
+
+
+def _sizes(names: Sequence[str], part: int = 10_000) -> np.ndarray:
+    """Files' sizes in bytes, asked for by threads, as a shared disk takes its time."""
+    parts = (range(len(names))[first: first + part] for first in range(0, len(names), part))
+    with ThreadPoolExecutor(32) as threads:
+        found = threads.map(lambda rows: [_size(names[row]) for row in rows], parts)
+        return np.fromiter(itertools.chain.from_iterable(found), np.int64, len(names))
 
 
 def _size(file: str) -> int:
     """A file's size in bytes; 0 for a broken link, which is left out when the pool is opened."""
-    with contextlib.suppress(OSError):
+    try:
         return os.path.getsize(file)
-    return 0
+    except OSError as error:
+        require_present(file, error)
+        return 0
 
 
 def identify(pool: ImageSet) -> dict:
@@ -139,10 +151,24 @@ def open_image(file: str) -> Image.Image:
     return Image.open(file, formats=FORMATS)
 
 
-def read_image(file: str, upright: bool = True) -> Image.Image:
-    """The image as RGB, over white where it is transparent; InputError if it cannot be read.
+class Unreadable(InputError):
+    """A file that is no readable image, and will not be one later."""
 
-    upright: turned as its EXIF data says. (Published test sets are not, by their protocols.)
+
+def require_present(file: str, error: Exception) -> None:
+    """InputError if its disk or this machine failed: all a lost disk's images would seem broken."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    there = False  # its folder is gone, or empty, when a disk has dropped out
+    with contextlib.suppress(OSError), os.scandir(os.path.dirname(file) or ".") as entries:
+        there = any(entries)
+    if number not in OF_FILES or not there:
+        raise InputError(f"{file}: cannot be opened at present ({error!r}): the same command "
+                         "continues once it can be opened, or is removed") from None
+
+
+def read_image(file: str, upright: bool = True) -> Image.Image:
+    """The image as RGB, over white where it is transparent. Unreadable or, as of `require_present`,
+    InputError. upright: turned as its EXIF data says. (Published test sets' protocols do not.)
     """
     try:
         with open_image(file) as image:
@@ -163,14 +189,15 @@ def read_image(file: str, upright: bool = True) -> Image.Image:
                 found = image
             return found.convert("RGB")
     except Image.DecompressionBombError:
-        raise InputError(f"{file}: more pixels than --megapixels allows; raise it, or shrink or "
+        raise Unreadable(f"{file}: more pixels than --megapixels allows; raise it, or shrink or "
                          "remove the image") from None
     except Exception as error:  # Pillow's decoders raise far more than OSError on broken files
-        raise InputError(f"{file}: not a readable image ({error}); replace or remove it") from error
+        require_present(file, error)
+        raise Unreadable(f"{file}: not a readable image ({error}); replace or remove it") from error
 
 
 def read_item(item: str | np.ndarray) -> Image.Image:
-    """The image of one of a set's `items`; InputError if it is a file that cannot be read."""
+    """The image of one of a set's `items`; errors as of `read_image`."""
     return read_image(item) if isinstance(item, str) else Image.fromarray(item)
 
 
@@ -208,23 +235,12 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 def inspect(item: str | np.ndarray, size: int | None) -> tuple[np.ndarray | None, bytes | str]:
     """Pixels (3, size, size), or None if size is None, of a file or an (H, W, 3) array, and a
-    fingerprint that is equal for equal images, whatever their names and formats.
-
-    Of a file that cannot be read: None, and what is wrong with it. InputError if its disk or this
-    machine fails: else all images of a lost disk would pass for broken ones.
+    fingerprint that is equal for equal images, whatever their names and formats. Of a file that is
+    no readable image: None, and what is wrong with it.
     """
     try:
         image = read_item(item)
-    except InputError as error:
-        cause = error.__cause__
-        number = errno.ENOMEM if isinstance(cause, MemoryError) else getattr(cause, "errno", None)
-        there = False  # its folder is gone, or empty, when a disk has dropped out
-        with contextlib.suppress(OSError), os.scandir(os.path.dirname(item) or ".") as entries:
-            there = any(entries)
-        if number in FOR_NOW or not there:
-            raise InputError(f"{item}: cannot be opened at present ({cause!r}): the same command "
-                             "continues once it can be opened, or is removed") from None
-
+    except Unreadable as error:
         if "--megapixels" in str(error):
             say_once("Some images have more pixels than --megapixels allows: raise it, with "
                      "another --out, or shrink them")

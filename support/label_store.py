@@ -201,8 +201,8 @@ class LabelStore:
                 if not len(positions):
                     raise InputError(
                         f"no unlabelled image has a confidence over {self.settings['threshold']} "
-                        f"(the largest is {confidence.max():.3f}): with another --out train the "
-                        "teacher longer, or lower --threshold")
+                        f"(the largest is {confidence.max():.3f}): with another --out lower "
+                        "--threshold (in iterate.py, copy teacher.pt there), or train longer")
                 used = np.zeros(len(confidence), bool)
                 used[positions] = True
                 self._write("unique.npy", np.flatnonzero(used))

@@ -18,7 +18,7 @@ from tqdm.contrib.concurrent import process_map
 from support import InputError, devices, files, images
 from support.images import ImageSet
 
-AT_ONCE = 128  # images that a worker hands over together
+AT_ONCE = 128  # images that a worker hands over together, but at most 16 MiB
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,27 @@ class _Decoder:
             return error
 
 
-def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterator:
+def read(decode: Callable, batches: Iterable[list], workers: int = 0, side: int = 32) -> Iterator:
     """For each list of keys in `batches`, what `decode(key)` returns for these, stacked.
 
-    `workers` processes decode parts of up to AT_ONCE keys: each at most two parts ahead or, for
-    larger batches, all of them together one batch. (`batches` may be endless.) An array becomes
-    (B, ...), a tuple of arrays a list of these. `decode`'s InputError is raised here.
+    `workers` processes decode parts of up to AT_ONCE keys, images of `side` pixels: each at most
+    two parts ahead or, for larger batches, all of them together one batch. (`batches` may be
+    endless.) An array becomes (B, ...), a tuple of arrays a list of these. `decode`'s InputError
+    is raised here.
     """
+    at_once = min(AT_ONCE, max(1, 2**24 // (3 * side**2)))
     own = torch.Generator()  # else the loader would draw from torch's global one
     batches = iter(batches)
     first = [*itertools.islice(batches, 1)]
     batches, ahead = itertools.tee(itertools.chain(first, batches))
-    parts = (keys[row: row + AT_ONCE] for keys in ahead for row in range(0, len(keys), AT_ONCE))
-    each = max(2, -(-sum(map(len, first)) // (AT_ONCE * workers))) if workers else None
+    parts = (keys[row: row + at_once] for keys in ahead for row in range(0, len(keys), at_once))
+    each = max(2, -(-sum(map(len, first)) // (at_once * workers))) if workers else None
 
     decoded = iter(DataLoader(_Decoder(decode), sampler=parts, batch_size=None,
                               num_workers=workers, prefetch_factor=each, generator=own))
     try:
         for keys in batches:
-            found = [next(decoded) for _ in range(0, len(keys), AT_ONCE)]
-            for part in found:
-                if isinstance(part, InputError):
-                    raise part
-            yield found[0] if len(found) == 1 else _joined(found)
+            yield _joined([next(decoded) for _ in range(0, len(keys), at_once)])
     except (ConnectionError, EOFError) as error:  # a worker has died; PyTorch has yet to say so
         time.sleep(1)  # so its signal handler raises here, not in whatever comes next
         raise RuntimeError("DataLoader worker gone: its connection is broken") from error
@@ -63,7 +61,12 @@ def read(decode: Callable, batches: Iterable[list], workers: int = 0) -> Iterato
 
 
 def _joined(parts: list) -> Tensor | list[Tensor]:
-    """The parts of a batch, one after the other."""
+    """The parts of a batch, one after the other; one that is an InputError is raised."""
+    for part in parts:
+        if isinstance(part, InputError):
+            raise part
+    if len(parts) == 1:
+        return parts[0]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
     return [torch.cat(values) for values in zip(*parts, strict=True)]
@@ -117,7 +120,8 @@ def clean(source: ImageSet, batches: Iterable[Tensor], image_size: int, workers:
             yield source.pixels[batch], torch.ones(len(batch), dtype=torch.bool)
     else:
         view, items = partial(_view, image_size=image_size, held_out=held_out), source.items
-        yield from read(view, ([items[i] for i in batch.tolist()] for batch in batches), workers)
+        yield from read(view, ([items[i] for i in batch.tolist()] for batch in batches), workers,
+                        image_size)
 
 
 def in_memory(source: ImageSet, image_size: int, workers: int = 0) -> ImageSet:

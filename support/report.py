@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from support import devices, files, images, label_store, picture
+from support import advice, datasets, devices, files, images, label_store, picture
 from support.images import ImageSet, Splits
 from support.outline import align
 
@@ -33,7 +33,11 @@ def describe_images(splits: Splits, plan: str, out: Path, device: torch.device) 
     for one, other in ("labeled", "validation"), ("labeled", "test"), ("validation", "test"), (
             "labeled", "unlabeled"):
         if twice := notes[f"{one}_and_{other}"]:
-            print(f"Warning: {twice} {other} images are {one} images, too")
+            known, found = datasets.contents(getattr(splits, one)), getattr(splits, other)
+            which = [file for file, mark in zip(found.files, map(bytes, found.fingerprints),
+                                                strict=False) if mark in known]
+            advice.warn(notes, f"{twice} {other} images are {one} images, too"
+                        + f": {images.first_names(which)}" * bool(which))
     if not (out / "log.jsonl").exists():
         line = json.dumps({"name": "images", **sizes, **notes}) + "\n"
         files.write_atomically(out / "log.jsonl", lambda file: file.write(line.encode()))

@@ -322,6 +322,7 @@ PLACES = {
          "np.arange(used.sum())"),
     ],
     ("support/reading.py", "reading pseudo_label"): [
+        ("parts of any size", "min(AT_ONCE, max(1, 2**24 // (3 * side**2)))", "AT_ONCE"),
         ("the first files for all", "rows = torch.randperm(len(source), generator="
          "torch.Generator().manual_seed(0))[:limit]", "rows = torch.arange(len(source))[:limit]"),
         ("the teacher stays noised", "module.training = noised and not",
@@ -663,6 +664,15 @@ PLACES = {
          "summary[name] = mean(measured, baseline=None)"),
     ],
     ("support/images.py", "images archives augment"): [
+        ("a lost disk's images are broken ones", "number not in OF_FILES or not there",
+         "not there"),
+        ("nobody may read it: broken", "errno.EINVAL, errno.EOVERFLOW}",
+         "errno.EINVAL, errno.EOVERFLOW, errno.EACCES}"),
+        ("broken only while inspected", "        require_present(file, error)\n"
+         "        raise Unreadable", "        raise Unreadable"),
+        ("sizes that the disk does not tell", "        require_present(file, error)\n"
+         "        return 0", "        return 0"),
+        ("sizes in no order", "for row in rows], parts)", "for row in rows[::-1]], parts)"),
         ("thumbnails of raw data", "or file.lower().endswith(RAW):", "or False:"),
         ("mean of another order", "(0.485, 0.456, 0.406)", "(0.406, 0.456, 0.485)"),
         ("crop of size / (size + 16)", "int(side * size / (size + 32))",
@@ -694,6 +704,9 @@ PLACES = {
          "pool"),
     ],
     ("support/folders.py", "images datasets names"): [
+        ("a lost disk's files are no images", "            images.require_present(file, error)\n",
+         ""),
+        ("twins of another case are two classes", ".casefold() for name", " for name"),
         ("the pool in the system's order", "for name in sorted(names)", "for name in names"),
         ("folders in the system's order", "sorted((one for one in inner if not _hidden(one)), "
          "key=lambda one: one + \"/\")", "[one for one in inner if not _hidden(one)]"),

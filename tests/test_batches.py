@@ -243,7 +243,7 @@ def test_only_layers_that_were_trained_are_frozen(splits):
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_a_gpu_that_only_imitates_bfloat16_is_named(native, splits, monkeypatch, capsys):
+def test_a_device_that_may_only_imitate_bfloat16_is_named(native, splits, monkeypatch, capsys):
     def supported(including_emulation):
         return native or including_emulation
 
@@ -252,6 +252,10 @@ def test_a_gpu_that_only_imitates_bfloat16_is_named(native, splits, monkeypatch,
         assert capsys.readouterr().out == ""
         batches.check(config, splits.labeled, None, devices.Machine("cuda"))
     assert ("give --precision float32" in capsys.readouterr().out) is not native
+    images.say_once.cache_clear()
+    batches.check(dataclasses.replace(TINY, precision="bfloat16"), splits.labeled, None,
+                  devices.CPU)
+    assert "most CPUs" in capsys.readouterr().out
 
 
 def test_an_empty_set_is_refused(splits):

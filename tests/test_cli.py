@@ -288,7 +288,7 @@ def raising(error):
      "out of memory: lower --batch-size"),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
      "a worker that reads images was killed, most likely as the memory, or a container's shared "
-     "memory, is full: give --workers 0, or start the container with --shm-size 8g"),
+     "memory, is full: give --workers 0, or start the container with --ipc=host or a"),
     (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\n ... unable to allocate "
                   "shared memory(shm) for file </torch_1>: No space left on device (28)"),
      "a worker that reads images was killed, most likely as"),

@@ -12,7 +12,7 @@ import torch
 from noise_images import images_of, noise, write_classes
 from PIL import Image
 
-from support import InputError, datasets, folders, images, sources
+from support import InputError, datasets, folders, images, report, sources
 from support.images import NO_CLASS, UNKNOWN
 from support.sources import Source
 
@@ -297,6 +297,33 @@ def test_all_broken_images_of_a_labelled_folder_are_named_at_once(own):
         read(**own)
 
 
+def test_more_broken_images_than_a_line_holds_are_listed(own, capsys):
+    for number in range(6):  # the last one becomes a validation image
+        (own["labeled"] / "cat" / f"broken-{number}.png").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="and 4 more"):
+        read(**own)
+    said = capsys.readouterr().out
+    assert all(f"broken-{number}.png: not a readable image" in said for number in range(5))
+
+
+def test_images_in_two_sets_are_named_before_the_training_and_beside_its_figures(own, tmp_path):
+    copy = own["test"] / "cat" / "copy.png"
+    copy.write_bytes((own["labeled"] / "cat/0000.png").read_bytes())
+    splits = read(**own)
+    report.describe_images(splits, "own", tmp_path, torch.device("cpu"))
+    assert splits.notes["warnings"] == [f"1 test images are labeled images, too: {copy}"]
+
+
+def test_class_names_that_look_the_same_are_pointed_out(own, capsys):
+    images.say_once.cache_clear()
+    for name in "labeled", "test":
+        (own[name] / "Cat").mkdir()
+        for number in range(3):
+            noise(number + (name == "test") * 9).save(own[name] / "Cat" / f"{number}.png")
+    read(**own)
+    assert "have names that differ only by case" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["unlabeled", "test", "val"])
 def test_a_folder_among_the_classes_is_refused(own, name):
     own[name] = own["labeled"] / "more" / name
@@ -355,6 +382,9 @@ def test_hidden_files_and_folders_are_ignored(own):
         (folder / ".thumbnails").mkdir()
         noise(500).save(folder / ".thumbnails" / "a.png")
         (folder / "._0000.jpg").write_bytes(b"binary")
+        (folder / "Thumbs.db").write_bytes(b"binary")
+        (folder / "lost+found").mkdir()
+        noise(501).save(folder / "lost+found" / "a.png")
     splits = read(**own)
     assert len(splits.labeled) == 18 and len(splits.unlabeled) == 4
     assert splits.notes["skipped_files"] == []

@@ -1,5 +1,6 @@
 """One notion of device: what is there, what is not, and equal numbers on XLA."""
 
+import datetime
 import os
 import platform
 import socket
@@ -213,6 +214,21 @@ def one_process(tmp_path):
                                          world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+def test_a_process_that_hangs_in_a_step_is_given_up_before_one_that_evaluates(monkeypatch):
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1),
+                        ("MASTER_ADDR", "localhost"), ("MASTER_PORT", 0)):
+        monkeypatch.setenv(name, str(value))
+    waiting = []
+    monkeypatch.setattr(torch.distributed, "barrier", lambda group: waiting.append(group))
+    monkeypatch.setattr(devices, "PATIENT", {})
+    devices.choose("cpu")
+    devices.wait_for_all()
+    step, outside = (group._get_backend(torch.device("cpu")).options._timeout
+                     for group in (torch.distributed.group.WORLD, *waiting))
+    torch.distributed.destroy_process_group()
+    assert step <= datetime.timedelta(hours=1) < datetime.timedelta(hours=12) < outside
 
 
 @pytest.mark.parametrize("mean", [0.0, 300.0])

@@ -106,6 +106,7 @@ def test_settings_are_the_same_after_a_trip_through_json():
 @pytest.mark.parametrize(("change", "named"), [
     ({"seed": 2, "start": "x"}, "seed: 2, not 1"),
     ({"classes": ["dog", "cat"]}, r"classes: \['dog', 'cat'\], not \['cat', 'dog'\]"),
+    ({"classes": ["ant", "dog"]}, r"classes: \['ant'\], not \['cat'\]"),  # the rest is equal
     ({"config": {"rate": 0.1, "steps": 6}, "start": "x"}, "steps: 6, not 5"),
     ({"config": {"rate": 0.1}}, "steps: None, not 5"),
     ({"config": None}, "None, not"),

@@ -1,9 +1,11 @@
 """Sets of images: files are found, decoded, cropped and recognised."""
 
+import dataclasses
 import errno
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,19 +137,55 @@ def test_a_fingerprint_is_of_pixels_and_shape_not_of_name_and_format(tmp_path):
 
 @pytest.mark.parametrize("error", [
     OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EMFILE, "Too many open files"),
-    OSError(errno.EHOSTDOWN, "Host is down"), MemoryError()])
+    OSError(errno.EHOSTDOWN, "Host is down"), OSError(errno.ESHUTDOWN, "Endpoint is shut down"),
+    PermissionError(errno.EACCES, "Permission denied"), MemoryError()])
 def test_a_failing_disk_or_machine_is_not_a_broken_image(monkeypatch, tmp_path, error):
-    noise(0).save(tmp_path / "0.png")
+    """Neither where images are listed (by content), nor where they are opened."""
+    for name in "0", "0.png":
+        noise(0).save(tmp_path / name, "PNG")
 
     def fail(*arguments, **options):
         raise error
 
-    for module, function in (images.Image, "open"), (images.os, "stat"):
+    def read(file):
+        return images.inspect(file, 8)
+
+    def find(file):
+        return folders.list_images(tmp_path)
+
+    for module, function, act in ((images.Image, "open", read), (images.os, "stat", read),
+                                  (images.Image, "open", images.read_image),
+                                  (images.Image, "open", find)):
         with monkeypatch.context() as patch, pytest.raises(
-                InputError, match="0.png: cannot be opened at present .*continues") as caught:
+                InputError, match="0(.png)?: cannot be opened at present .*continues") as caught:
             patch.setattr(module, function, fail)
-            images.inspect(str(tmp_path / "0.png"), 8)
+            act(str(tmp_path / "0.png"))
         assert type(error).__name__ in str(caught.value)  # MemoryError says nothing itself
+        assert not isinstance(caught.value, images.Unreadable)
+
+
+def test_a_size_that_the_disk_does_not_tell_is_no_size(monkeypatch, tmp_path):
+    """Else labels would belong to another pool; a broken link, a file's own fault, has none."""
+    filed = write_files(tmp_path)
+    before = images.digest(filed)
+    (tmp_path / "dead").symlink_to("nowhere")
+    images.digest(dataclasses.replace(filed, files=(*filed.files[:-1], str(tmp_path / "dead"))))
+
+    def fail(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="opened at present"):
+        patch.setattr(images.os.path, "getsize", fail)
+        images.digest(filed)
+    assert images.digest(filed) == before
+
+
+def test_sizes_keep_the_order_of_the_names(tmp_path):
+    names = []
+    for number in range(50):
+        names.append(str(tmp_path / f"{number}"))
+        Path(names[-1]).write_bytes(bytes(number))
+    assert images._sizes(names, part=7).tolist() == [*range(50)]
 
 
 @pytest.mark.parametrize("empty", [True, False])

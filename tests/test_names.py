@@ -71,7 +71,7 @@ def test_of_several_machines_each_one_takes_the_names_of_its_own_first_process(m
     monkeypatch.setattr(devices.dist, "get_rank", lambda: 3)
     monkeypatch.setenv("LOCAL_RANK", "1")
 
-    def gather(values, own):
+    def gather(values, own, **group):
         values[:] = "abc" + own
 
     monkeypatch.setattr(devices.dist, "all_gather_object", gather)

@@ -56,6 +56,16 @@ def test_large_batches_are_decoded_in_parts_and_come_whole(workers):
         assert even.tolist() == [key % 2 == 0 for key in keys]
 
 
+@pytest.mark.parametrize(("side", "parts"), [(32, [128, 128, 44]), (224, [111, 111, 78]),
+                                             (600, [15] * 20), (10_000, [1] * 300)])
+def test_large_images_come_from_a_worker_in_parts_of_16_mebibytes(monkeypatch, side, parts):
+    seen = []
+    monkeypatch.setattr(reading, "DataLoader", lambda decoder, sampler, **rest: (
+        seen.append(len(keys)) or decoder[keys] for keys in sampler))
+    (batch,) = reading.read(double, [list(range(300))], side=side)
+    assert seen == parts and len(batch) == 300
+
+
 def test_no_batches_are_none():
     assert list(reading.read(double, [])) == []
 
