@@ -218,8 +218,8 @@ def main(flags: Flags, how: cli.Given[Labelling],
     except label_store.Unfinished as missing:
         return print(missing)
     if devices.rank() == 0:
-        print(f"{labels.counts['unique']:,} of {labels.counts['pool']:,} images kept; "
-              f"counts by class: {flags.out}/labels.json")
+        print("{unique:,} of {pool:,} images kept, of {confident:,} over the threshold; counts by "
+              "class:".format(**labels.counts), f"{flags.out}/labels.json")
 
 
 if __name__ == "__main__":

@@ -374,7 +374,9 @@ def test_impossible_flags_are_refused(flag, value, command, tmp_path, capsys):
 
 def test_two_processes_of_torchrun_give_the_labels_of_one(command, read, tmp_path, capsys):
     assert run(*command, "--out", tmp_path / "one") == 0
-    assert " of 60 images kept" in capsys.readouterr().out
+    counts = json.loads((tmp_path / "one" / "labels.json").read_text())["counts"]
+    assert (f"{counts['unique']} of 60 images kept, of {counts['confident']} over the threshold; "
+            f"counts by class: {tmp_path}/one/labels.json\n") in capsys.readouterr().out
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          "pseudo_label.py", *command, "--out", str(tmp_path / "two")],
