@@ -191,7 +191,7 @@ CASES = [
     ("iterate", "--val labeled", None, "every validation image is also a labelled one"),
     ("iterate", "--unlabeled test", None, "no images for the unlabelled pool"),
     ("iterate", "--unlabeled empty", lambda: os.mkdir("empty"), "empty"),
-    ("iterate", "--unlabeled pool/0.png", None, "pool/0.png"),
+    ("iterate", "--unlabeled pool/0.png", None, "reads"),
     ("iterate", "", lambda: break_all("pool"), "12 unreadable"),
     ("iterate", "", lambda: shutil.copy("test/a/0.png", "val/a/copy.png"),
      "says 1 test images are validation images"),
