@@ -475,7 +475,7 @@ def command(monkeypatch, tmp_path, data):
     return main
 
 
-def test_one_study_is_measured_and_continued(command, tmp_path):
+def test_one_study_is_measured_and_continued(command, tmp_path, capsys):
     found = command("finding-3")
     runs = {run.key for run in STUDIES["finding-3"].runs.values()}
     assert found["0"]["runs"].keys() == runs | {SUPERVISED.key}
@@ -487,8 +487,10 @@ def test_one_study_is_measured_and_continued(command, tmp_path):
     new = {run.key for run in STUDIES["finding-6"].runs.values()}
     assert sorted(command.seen) == sorted(
         [*((0, key) for key in new), *((1, key) for key in new | runs | {SUPERVISED.key})])
+    assert "holds all of these runs" not in capsys.readouterr().out
     command("finding-3")
     assert not command.seen
+    assert "studies.json holds all of these runs: to measure" in capsys.readouterr().out
 
 
 def test_a_seed_begins_anew_on_another_processor_unless_it_is_complete(command, capsys):
@@ -527,6 +529,13 @@ def test_the_page_alone_is_made_without_images(command, tmp_path, monkeypatch):
     studies.main(studies.Flags(results=str(tmp_path / "studies.json")))
     assert (tmp_path / "studies.md").read_text() == page
     assert (tmp_path / "studies.png").exists()
+
+
+@pytest.mark.parametrize("chosen", [{"only": ["finding-3"]}, {"seeds": [0]}])
+def test_what_to_measure_needs_images(chosen, command, tmp_path):
+    command("finding-6")
+    with pytest.raises(InputError, match="give --data DIR, too"):
+        studies.main(studies.Flags(results=str(tmp_path / "studies.json"), **chosen))
 
 
 def test_a_page_of_nothing_is_refused(tmp_path):
