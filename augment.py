@@ -3,7 +3,7 @@
 Noisy Student Training (https://arxiv.org/abs/1911.04252), sections 2 ("Noising Student") and 3.1:
 the student gets RandAugment images (two operations, magnitude 27); its teacher labels clean ones.
 RandAugment: https://arxiv.org/abs/1909.13719. The authors chose the sixteen operations; here each
-equals, bit for bit, PIL's or what PIL composes. Each works by one of four mechanisms:
+equals PIL's, or a chain of PIL's functions, bit for bit. Each works by one of four mechanisms:
 
     blend     with a degenerate copy of the image       Color, Sharpness
     look-up   a 256-entry table per image and channel   AutoContrast, Equalize, Invert, Contrast,
@@ -13,7 +13,7 @@ equals, bit for bit, PIL's or what PIL composes. Each works by one of four mecha
 
 Randomness is kept apart from pixels: `RandAugment.draw` samples a few numbers per image on the
 CPU, `apply` is a function of images and numbers alone. So equal seeds give equal batches on
-CPU, CUDA and XLA, and an image gets the numbers of its place in the batch wherever it is noised.
+CPU, CUDA and XLA, whichever process noises an image.
 
     python results/draw_operations.py --out results/randaugment.png   plots every operation
 """
@@ -45,13 +45,13 @@ class Strength(NamedTuple):
     signed: bool = False  # half of the draws are negative
 
 
-# authors: AutoAugment's scale ends at 10, so that 27 is 2.7 times its end (timm's stops there).
+# authors: AutoAugment's scale ends at 10, so that 27 is 2.7 times its maximum (timm clips at 10).
 # Torchvision's scale ends at 30: its 27 rotates and shears like 9 here.
 STRENGTHS = {  # values at magnitudes 0 and 10; after the semicolon the one that changes nothing
     "AutoContrast": Strength(), "Equalize": Strength(), "Invert": Strength(),
     "Rotate": Strength(slope=30, signed=True),               # 0 to 30° counter-clockwise; 0
     # Posterize: bits kept, 1 to 4; 8. Solarize: first level inverted, 0 to 255, 0 at 10; 256.
-    # authors: both weaken with m and then wrap at 256: m = 27 keeps 1 bit, inverts from 179 on.
+    # authors: both weaken with m, then wrap around; m = 27 keeps 1 bit, and inverts from 179 on.
     "Posterize": Strength(slope=4, rounded=lambda bits: 8 - min((8 - math.floor(bits)) % 256, 7)),
     "Solarize": Strength(slope=256, rounded=lambda level: math.floor(level) % 256),
     "SolarizeAdd": Strength(slope=110, rounded=math.floor),  # adds 0 to 110 to levels < 128; 0
@@ -75,7 +75,8 @@ def level_to_value(name: str, magnitude: float, image_size: int) -> float:
     start, slope, rounded, _ = STRENGTHS[name]
     if magnitude < 0:
         raise ValueError(f"magnitude {magnitude} is not on the scale, which begins at 0")
-    # authors: 100 and 40 px are for ImageNet, side // 8 for 32x32; here: the latter up to 128 px.
+    # authors: 100 and 40 px on ImageNet, side // 8 at 32x32; here: side // 8 up to 128 px, as
+    # there 270 px (magnitude 27) would leave nothing.
     if name in ("TranslateX", "TranslateY", "Cutout") and image_size <= 128:
         slope = image_size // 8
     return float(rounded(start + slope * (magnitude / 10)))
@@ -96,6 +97,7 @@ def blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
 
 def _luma(images: Tensor) -> Tensor:
     """ITU-R 601 luma in PIL's fixed point: uint8 (N, 3, H, W) -> int32 (N, 1, H, W)."""
+    # authors: truncate it for Color; here: rounded, as in PIL.
     red, green, blue = images.int().split(1, dim=1)
     luma = red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471)
     return luma.add_(32768).bitwise_right_shift_(16)
@@ -103,7 +105,7 @@ def _luma(images: Tensor) -> Tensor:
 
 def _smooth(images: Tensor) -> Tensor:
     """3x3 mean, the centre counted five times; border pixels stay (PIL's SMOOTH). As float32."""
-    # authors: truncate the mean to a byte, and Color's luma, too; here: rounded, as in PIL.
+    # authors: truncate the mean to a byte; here: rounded, as in PIL.
     pixels, smooth = images.short(), images.float()
     rows = (pixels[:, :, :-2] + pixels[:, :, 1:-1]).add_(pixels[:, :, 2:])
     total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
@@ -118,11 +120,12 @@ DEGENERATES = {"Color": _luma, "Sharpness": _smooth}
 # ---- Mechanism 2: look-up tables ----
 # `kernels.look_up` replaces every level by its table's entry: tables.gather(2, images.flatten(2)).
 # Tables broadcast to (N, 3, 256); they are computed from images (N, 3, H, W), the levels 0..255 as
-# (1, 1, 256) int32, and values (N, 1, 1).
+# (1, 1, 256) int32, and values (N, 1, 1). For Contrast and Brightness, which blend with
+# a single grey level, a table is enough, too.
 
 
 def _auto_contrast(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
-    """Stretches the darkest level to 0, the brightest to 255, in double precision as in PIL."""
+    """Maps the darkest level to 0, the brightest to 255, in double precision as in PIL."""
     # Apple's GPUs have no doubles: there, some entries differ by one level.
     real = torch.float32 if images.device.type == "mps" else torch.float64
     low = images.flatten(2).amin(2, keepdim=True).to(real)
@@ -134,7 +137,7 @@ def _auto_contrast(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
-    """Flattens the histogram: each level becomes the share of the pixels below it."""
+    """Flattens the histogram: each level becomes 255 times the share of the pixels below it."""
     counts = kernels.histogram(images)  # (N, 3, 256)
     below = counts.cumsum(2, dtype=torch.int32) - counts
     # Pixels per output level; as in PIL, those of the brightest input level do not count.
@@ -145,7 +148,7 @@ def _equalize(images: Tensor, levels: Tensor, _: Tensor) -> Tensor:
 
 def _contrast(images: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
     """Blends with the mean luma, rounded half up."""
-    # authors: blend with grey level height * width / 256, a bug; here: as in PIL.
+    # authors: blend with grey level min(255, height * width / 256), a bug; here: as in PIL.
     total = _luma(images).sum(3, dtype=torch.int32).sum(2, keepdim=True)
     count = images.shape[2] * images.shape[3]
     return blend((2 * total + count) // (2 * count), levels, factor)
@@ -323,8 +326,8 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
         return apply_drawn(images, torch.column_stack([index, values, centers]).double())
     if name in MATRICES:
         matrices = [matrix(name, value, height, width) for value in values.tolist()]
-        faster = kernels.WARPS.get(name) if device.type == "cpu" else None
-        return faster(images, matrices, EMPTY) if faster else warp(images, matrices)
+        copied = name.startswith("Translate") and device.type == "cpu"
+        return kernels.translate(images, matrices, EMPTY) if copied else warp(images, matrices)
     values = devices.send(values.float(), device)
     if name == "Cutout":
         return cutout(images, devices.send(centers.float(), device), values)

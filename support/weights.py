@@ -157,10 +157,7 @@ def copy_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
         for key in own.keys() & found.keys() if own[key].shape != found[key].shape
     ]
     if problems:
-        hint = ""
-        if any("classifier.weight is (" in problem for problem in problems):
-            hint = " (another number of classes needs fresh_classifier=True)"
-        raise InputError(f"the weights do not fit the model in {len(problems)} places{hint}: "
+        raise InputError(f"the weights do not fit the model in {len(problems)} places: "
                          + "; ".join(sorted(problems)[:4]))
     if broken := [key for key in own if not found[key].isfinite().all()]:
         raise InputError(f"{broken[0]} is not finite: the training that made it has diverged")
@@ -194,16 +191,19 @@ def known_conventions(state_dict: Mapping[str, Tensor],
                       path: Path = Path("state dict")) -> Conventions:
     """The conventions of released weights; ours for all others.
 
-    Keys tell torchvision's from timm's; timm's own networks and AdvProp's are known by the
-    config.json beside the file, or by the name that timm gives the file.
+    Keys tell torchvision's from timm's; timm's own networks and AdvProp's are known by the name
+    that timm gives the file or, if it has another, by the config.json beside it.
     """
     if "features.0.0.weight" in state_dict:  # b5 to b7, of 5 blocks or more in stage 2, have TF's
         return Conventions(True, 1e-3 if "features.2.4.block.0.0.weight" in state_dict else 1e-5)
+    if "conv_stem.weight" not in state_dict:
+        return Conventions()
     name, mean = path.stem, None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        about = json.loads(path.with_name("config.json").read_text())
-        name, mean = about["architecture"], about["pretrained_cfg"]["mean"][0]
-    own = bool(re.match(r"efficientnet_", name)) and "conv_stem.weight" in state_dict
+    if "efficientnet_" not in name:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            about = json.loads(path.with_name("config.json").read_text())
+            name, mean = about["architecture"], about["pretrained_cfg"]["mean"][0]
+    own = name.startswith("efficientnet_")
     halves = mean == 0.5 if mean else bool(re.search(r"[_.-]ap([_.-]|$)|ra4", name))
     return Conventions(own, 1e-5 if own else 1e-3, halves)
 

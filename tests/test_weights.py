@@ -125,7 +125,7 @@ def test_a_file_cannot_run_code(tmp_path):
 
 def test_weights_that_do_not_fit_are_refused_by_name():
     source = model.efficientnet("b0", 10).state_dict()
-    with pytest.raises(InputError, match="fresh_classifier"):
+    with pytest.raises(InputError, match=r"classifier.weight is \(10, 1280\), not \(20, 1280\)"):
         model.load_pretrained(model.efficientnet("b0", 20), source)
     del source["head.weight"]
     with pytest.raises(InputError, match="head.weight is missing"):
@@ -139,3 +139,12 @@ def test_weights_that_do_not_fit_are_refused_by_name():
 def test_timms_names_say_how_its_networks_pad_and_normalise(name, expected):
     state = {"conv_stem.weight": torch.zeros(1)}
     assert known_conventions(state, Path(f"{name}.pth")) == expected
+
+
+def test_config_json_speaks_of_weights_under_a_name_that_is_not_timms(tmp_path):
+    about = {"architecture": "tf_efficientnet_b0", "pretrained_cfg": {"mean": [0.5] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    state = {"conv_stem.weight": torch.zeros(1)}
+    assert known_conventions(state, tmp_path / "model.pth").halves
+    assert not known_conventions(state, tmp_path / "tf_efficientnet_b0_ns-c0e6a31c.pth").halves
+    assert not known_conventions({"stem.weight": torch.zeros(1)}, tmp_path / "model.pth").halves
