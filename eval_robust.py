@@ -1,7 +1,7 @@
 """Robustness to hard, corrupted, perturbed and attacked images.
 
-Sections 3.3 and 3.4 of Noisy Student Training: the student, never trained for robustness, gains
-most on these tests. What is measured, and where the paper reports it:
+Sections 3.3 and 3.4 of Noisy Student Training. In the paper the student, never trained to be
+robust, gains most on these tests. What is measured, and where the paper reports it:
 
     imagenet-a   table 3      hard natural photographs: top-1 and top-5 accuracy
     imagenet-c   table 4      15 corruptions at 5 severities: mean corruption error, mCE
@@ -68,7 +68,7 @@ def flip_rate(predictions: Tensor, noise: bool) -> float:
     """How often the prediction changes within a sequence, as a fraction (Hendrycks & Dietterich).
 
     predictions: (sequences, frames >= 2) classes; ValueError for another shape. Each frame is
-    compared with the one before it; of `noise`, which has no order, with the first, clean one.
+    compared with the one before it; with `noise`, unordered, with the first, clean one.
     """
     predictions = torch.as_tensor(predictions)
     if predictions.ndim != 2 or predictions.shape[1] < 2 or not len(predictions):
@@ -95,8 +95,8 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]],
     """mCE in percent (table 4): the mean over corruptions c of
     CE_c = (sum_s E[s, c]) / (sum_s E_AlexNet[s, c]). AlexNet's own is 100; lower is better.
 
-    Both map corruptions to the errors at 5 severities, as fractions; else ValueError. Baseline
-    None: the plain mean of the errors (as reported for CIFAR-10-C).
+    Both map corruptions to 5 fractions, by severity; ValueError for other `errors` or names,
+    ZeroDivisionError for a baseline of zeros. None: the plain mean (for CIFAR-10-C).
     """
     baseline = baseline or dict.fromkeys(errors, [1] * 5)
     if not errors or errors.keys() != baseline.keys() or any(
@@ -116,7 +116,7 @@ def pgd(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float = 16, 
 
     Args:
         images: (N, 3, H, W) pixels after resizing, uint8 or float; labels: (N,) int64.
-        epsilon, step_size: in pixel units, of 255.
+        epsilon, step_size: on the pixels' scale of 0 to 255.
         random_start: begin anywhere in the ball, uniformly drawn by `generator` on the host.
         targets: (N,) int64: lower their loss instead of raising that of `labels`.
 
@@ -126,11 +126,11 @@ def pgd(model: FromPixels, images: Tensor, labels: Tensor, epsilon: float = 16, 
         raise ValueError("the attacked network is in training mode: call .eval() first")
     clean = adversarial = images.float()
     lowest, highest = (clean - epsilon).clamp(min=0), (clean + epsilon).clamp(max=255)
-    # paper: gives epsilon without a unit; here: levels of 255, on pixels before normalisation.
-    # paper: gives neither step size nor start; here: as in the library of Madry's group, from the
-    # clean image, in steps that can cross the ball (with a random start, too) and move along it.
+    # paper: gives epsilon without a unit; here: on the scale of 0 to 255, before normalisation.
+    # paper: gives neither step size nor start; here, as in the library of Madry's group: the
+    # clean image, and steps long enough to cross the whole ball, from a random start, too.
     # paper: thanks Cihang Xie and others "for robustness evaluation"; the attack he published is
-    # weaker: a step of max(1, epsilon / steps), a random start, random targets: arguments here.
+    # weaker: steps of max(1, epsilon / steps), random start, random targets (see the arguments).
     step = 2.5 * epsilon / steps if step_size is None else step_size
     if random_start:
         offset = (2 * torch.rand(clean.shape, generator=generator) - 1) * epsilon
@@ -163,7 +163,7 @@ def quick_suite(model: FromPixels, images: Tensor, labels: Tensor, seed: int = 0
                 pgd_epsilons: Sequence[float] = (1, 4)) -> dict:
     """Corruptions, perturbations and attacks on ordinary images: to compare your own networks.
 
-    The seed draws `limit` of the images, (N >= 5, 3, S, S) uint8 with S >= 32. Each corruption
+    The seed picks `limit` of the images, (N >= 5, 3, S, S) uint8 with S >= 32. Each corruption
     meets each image once, a fifth of them at each severity, and the fifths rotate from one
     corruption to the next. Half of the images are attacked, and a tenth become sequences.
 
@@ -224,7 +224,7 @@ def robustness(network: nn.Module, images: ImageSet, size: int, path: Path,
 
 
 def relative_to(teacher: dict | None, results: dict) -> dict:
-    """mCE and mFR over the teacher's (not "relative mCE"); None without one, or if it has a 0."""
+    """mCE and mFR relative to the teacher's; None without a teacher, or if it has a 0."""
     def relative(mean: Callable, key: str) -> float | None:
         with contextlib.suppress(ZeroDivisionError):
             return mean(results[key], baseline=teacher[key]) if teacher else None
@@ -243,7 +243,7 @@ class Flags:
     checkpoint: cli.File  # of train.py, or released (timm tf_efficientnet_*, torchvision)
     arch: str | None = None  # of released weights (default: b0); our files name theirs
     steps: cli.Count = 10  # of PGD
-    step_size: cli.Positive | None = None  # of PGD, of 255 (default: 2.5 * epsilon / steps)
+    step_size: cli.Positive | None = None  # of PGD; white is 255 (default: 2.5 * epsilon / steps)
     random_start: bool = False  # begin PGD at a random point of the ball
     targeted: bool = False  # PGD towards a random other class
 
@@ -253,7 +253,7 @@ def measure(model: FromPixels, source: archives.TestSet, flags: Flags, name: str
     if source.suite == "quick":
         images, labels = map(torch.cat, zip(*source.read(name, 2000), strict=True))
         return quick_suite(model, images, labels, batch_size=source.batch_size, progress="quick")
-    answers, generator = [], torch.Generator().manual_seed(0)
+    found, generator = [], torch.Generator().manual_seed(0)
     for images, labels in source.read(name):
         if source.suite == "fgsm":
             images = fgsm(model, images, labels, float(name))
@@ -263,8 +263,8 @@ def measure(model: FromPixels, source: archives.TestSet, flags: Flags, name: str
             images = pgd(model, images, labels, float(name), flags.steps, flags.step_size,
                          flags.random_start, targets, generator)
         with torch.no_grad():
-            answers.append((top_k(model(images).cpu(), 5, source.allowed()), labels))
-    return scores.score(source, name, *map(torch.cat, zip(*answers, strict=True)), flip_rate)
+            found.append((top_k(model(images).cpu(), 5, source.allowed()), labels))
+    return scores.score(source, name, *map(torch.cat, zip(*found, strict=True)), flip_rate)
 
 
 def main(flags: Flags, source: archives.TestSet,

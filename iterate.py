@@ -3,13 +3,13 @@
     step 1    teacher <- train on labelled images, noised
     step 2    pseudo labels <- the un-noised teacher on the unlabelled pool, filtered and balanced
     step 3    student, equal or larger <- train on labelled and pseudo-labelled images, noised
-    step 4    teacher <- student, and again from step 2
+    step 4    teacher <- student, and back to step 2
 
     python iterate.py                                      built-in images, minutes on a CPU
     python iterate.py --dataset cifar10 --labels-per-class 400    4,000 labels, on a GPU
     python iterate.py --labeled DIR --unlabeled DIR --test DIR --arch b0
 
-The run directory holds config.json, log.jsonl, report.json, report.png and, of each generation, the
+The run directory holds config.json, log.jsonl, report.json, report.png and each generation's
 checkpoint, pseudo labels and robustness. The same command again continues where it stopped.
 """
 
@@ -58,7 +58,7 @@ PLANS: dict[str, tuple[Generation, ...]] = {
                 for title, config, labelling in generations)
     for name, generations in plans.GENERATIONS.items()
 } | {
-    # Section 4.2: B7, then L2 three times, at last with twice the unlabelled images in a batch.
+    # Section 4.2: B7, then L2 three times, the last with twice the unlabelled images in a batch.
     "paper": (
         Generation("teacher", train.recipe("b7")),
         Generation("student 1", L2, PAPER, fixed_resolution=800),
@@ -81,7 +81,7 @@ def train_phases(generation: Generation, learn: Callable[..., Path],
         checkpoint = learn(config, name, pseudo, start)
     else:
         pretrained = learn(replace(config, joint=False), f"{name}, pretrained", pseudo, start)
-        # paper: does not say how; here: a tenth of the learning rate, for as long as before.
+        # paper: does not say how; here: a tenth of the learning rate, for as many epochs again.
         finetuning = replace(config, unlabeled_ratio=0, warmup_epochs=0.0,
                              learning_rate=config.learning_rate / 10)
         checkpoint = learn(finetuning, name, None, pretrained)
@@ -97,13 +97,13 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
     """Run Algorithm 1 and return the report; what is complete in `out` already is not run again.
 
     Args:
-        labels_only: also train each student's model on the labels alone, from a similar start for
-            as many steps: what a student gains over it, it gains with the pool.
+        labels_only: also train each student's model on the labels alone, for as many steps, from a
+            similar start: what the student gains over it comes from the pool.
         robustness: also run eval_robust.quick_suite on test images.
         allow_chance: only warn of a teacher that guesses; False: raise InputError.
     """
     phases = outline.phases(generations, splits.sizes, labels_only, train_phases, model.scaling)
-    loop = outline.Loop(out / "log.jsonl", phases)
+    loop = outline.Loop(out / "log.jsonl", phases)  # one log for all; estimates the time left
 
     def learn(config: train.TrainConfig, name: str, pseudo: PseudoLabels | None,
               start: str | Path | None) -> Path:
@@ -125,37 +125,37 @@ def iterate(generations: tuple[Generation, ...], splits: Splits, out: Path,
             advice.of_labels(generation.name, pseudo, splits)
         start = teacher if generation.from_teacher else generation.start_from
         # paper: does not say whether a fine-tuned model labels; here: it does.
-        teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3; assigning it: 4
-        models.append((generation, teacher, pseudo and replace(pseudo, images=None)))  # counts
+        teacher = train_phases(generation, learn, pseudo, start)  # step 1 or 3, then 4: it teaches
+        models.append((generation, teacher, pseudo and replace(pseudo, images=None)))  # frees them
 
-    # The same loop without the pool; last: what it trained last, at first the teacher.
-    on_labels, last = [None] * len(models), models[0][1]
-    for number, alone in enumerate(plans.on_labels_only(generations) if labels_only else (), 1):
-        last = train_phases(alone, learn, None, last if alone.from_teacher else alone.start_from)
-        on_labels[number] = last
+    # Each student's model once more, on the labels alone; it may start from the one before it.
+    alone, last = [None] * len(models), models[0][1]
+    for number, student in enumerate(plans.on_labels_only(generations) if labels_only else (), 1):
+        start = last if student.from_teacher else student.start_from
+        alone[number] = last = train_phases(student, learn, None, start)
 
     # All choices are made: test images are predicted only now, so that none can depend on them.
     # paper: L2 meets ImageNet-C and -P before its fine-tuning (footnote 3); here: after it.
-    rows = [test(generation, checkpoint, pseudo, control, splits.test, machine, robustness)
-            for (generation, checkpoint, pseudo), control in zip(models, on_labels, strict=True)]
-    for robust in [row["robustness"] for row in rows if row["robustness"]]:
-        robust.update(eval_robust.relative_to(rows[0]["robustness"], robust))
+    rows = [test(generation, checkpoint, pseudo, path, splits.test, machine, robustness)
+            for (generation, checkpoint, pseudo), path in zip(models, alone, strict=True)]
+    for figures in [row["robustness"] for row in rows if row["robustness"]]:
+        figures.update(eval_robust.relative_to(rows[0]["robustness"], figures))
     return {"seed": generations[0].config.seed, "notes": splits.notes, "generations": rows}
 
 
 def test(generation: Generation, checkpoint: Path, pseudo: PseudoLabels | None,
-         control: Path | None, images: ImageSet, machine: devices.Machine, robust: bool) -> dict:
-    """A row of the report, in percent; control: the same model trained on the labels alone."""
-    tested, alone = Checkpoint.load(checkpoint), control and Checkpoint.load(control)
+         alone: Path | None, images: ImageSet, machine: devices.Machine, robust: bool) -> dict:
+    """A row of the report, in percent; alone: the same model trained on the labels alone."""
+    tested, labels_only = Checkpoint.load(checkpoint), alone and Checkpoint.load(alone)
     network, size = tested.network().to(machine.device), tested.image_size
-    top5 = train.answers(network, images, size, machine, min(5, len(images.classes)))
+    top5 = train.top_classes(network, images, size, machine, min(5, len(images.classes)))
     return {
         "name": generation.name, "arch": tested.arch, "checkpoint": checkpoint.name,
         "parameters": model.count_parameters(network), "image_size": size,
         "unlabeled": pseudo and pseudo.counts, "pseudo_label_top1": pseudo and pseudo.top1,
         "val_top1": tested.val_top1, **report.figures(top5, images),
-        "labels_only_test_top1": alone and train.accuracy(
-            alone.network().to(machine.device), images, alone.image_size, machine),
+        "labels_only_test_top1": labels_only and train.accuracy(
+            labels_only.network().to(machine.device), images, labels_only.image_size, machine),
         "robustness": eval_robust.robustness(network, images, size, checkpoint.with_name(
             f"{checkpoint.stem}-robustness.json"), machine, generation.name) if robust else None,
     }

@@ -23,11 +23,11 @@ A block ("mobile inverted bottleneck with squeeze-and-excitation") on C channels
                                                                                             ^
          the sum only at stride 1 with C' = C, and there stochastic depth may drop the branch
 
-Stage 1 has no expansion. BatchNorm follows every convolution but the two of squeeze-and-excitation,
-which have a bias; swish follows every BatchNorm but the projection's.
+Stage 1 has no expansion. BatchNorm follows all convolutions but squeeze and excite, which have
+a bias; swish follows BatchNorm, except the projection's, and squeeze; a sigmoid follows excite.
 
 Here and in the other files `# paper: ...` and `# authors: ...` (their code) say what is published;
-after `here:` stands what differs, mostly with its reason. support/kernels.py: the same, faster.
+`here: ...` says what differs, mostly with the reason. support/kernels.py: faster equivalents.
 """
 
 import math
@@ -92,7 +92,7 @@ def scaling(arch: str) -> Scaling:
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """channels * width, to the nearest multiple of 8, at least 8; never down by over 10 %."""
+    """channels * width as a multiple of 8 (at least 8), never down by more than 10 %."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
@@ -175,7 +175,7 @@ class EfficientNet(nn.Module):
         width, depth: factors by which b0's channels and its blocks are multiplied.
         dropout: probability of dropping a feature before the classifier (section 2).
         survival_prob: probability of keeping a branch (section 2, stochastic depth). It falls
-            linearly, from 1 at the first block to this value one block after the last.
+            linearly: 1 at the first block, and this value where one after the last would be.
         small_images: strides of stages 2 and 3 become 1, for images of about 32x32.
         checkpoint_blocks: recompute each block in the backward pass instead of keeping its
             activations: costs about a third more compute, and saves most of the memory.
@@ -186,8 +186,8 @@ class EfficientNet(nn.Module):
                  checkpoint_blocks: bool = False):
         super().__init__()
         if not 0 < survival_prob <= 1 or not 0 <= dropout < 1:
-            raise InputError(f"survival_prob is the probability to keep a branch, in (0, 1], "
-                             f"dropout to drop features, in [0, 1): not {survival_prob}, {dropout}")
+            raise InputError("survival_prob is the probability of keeping a branch, in (0, 1], and "
+                             f"dropout of losing a feature, [0, 1): not {survival_prob}, {dropout}")
         self.dropout, self.checkpoint_blocks = dropout, checkpoint_blocks
         channels = scale_channels(32, width)
         self.stem, self.stem_norm = Conv2d(3, channels, 3, stride=2), BatchNorm(channels)
@@ -270,12 +270,12 @@ def freeze_shallow(network: EfficientNet, stages: int) -> None:
 
     Their parameters get no gradient, and they stay in evaluation mode even after
     `network.train()`: no stochastic depth, and BatchNorm's statistics stay as they were trained.
-    All other layers learn. With 0 stages the stem alone is frozen. InputError for more than 7.
+    All other layers learn. With 0 stages nothing is frozen. InputError for more than 7.
     """
     if not 0 <= stages <= len(STAGES):
         raise InputError(f"{stages} stages cannot be frozen: there are {len(STAGES)}")
     network.requires_grad_(True)
-    for layer in (network.stem, network.stem_norm, *network.stages[:stages]):
+    for layer in (network.stem, network.stem_norm, *network.stages[:stages]) if stages else ():
         layer.requires_grad_(False)
     network.train(network.training)
 

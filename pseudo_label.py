@@ -1,6 +1,6 @@
 """Pseudo labels: the un-noised teacher's predictions, filtered and balanced (section 3.1).
 
-The paper labels 300 M images and trains on 81 M of them. The probabilities of all 300 M would fill
+The paper labels a pool of 300 M images and trains on 81 M of them. All probabilities would fill
 600 GB (in float16), so here the teacher makes two passes, the second over fewer images:
 
     pass 1    confidence and class of every image                    predict
@@ -14,7 +14,7 @@ images ("a normal (i.e., not noised) teacher model"); --noised-teacher is table 
 
 If it is killed, the same command continues. The GPUs of a machine share a pool under `torchrun
 --nproc-per-node 8`, jobs that only share a disk by --shard 0/8 to 7/8. Such jobs are started twice:
-for pass 1 and, when all of them have ended, for pass 2. Each names the shards that are missing.
+for pass 1 and, when all of them have ended, for pass 2. Each says which shards are still missing.
 """
 
 import sys
@@ -44,7 +44,7 @@ class Labelling:
     kind: Annotated[Literal["soft", "hard"], "--pseudo-labels"] = "soft"  # distribution, or one-hot
     temperature: cli.Temperature = 1.0  # of soft pseudo labels; below 1 they are sharper
     threshold: cli.BelowOne = 0.3  # confidence to exceed (0.3 in section 3.1); 0 keeps all
-    # paper: 130 K of 300 K images a class on average; here: that average, as pools are smaller.
+    # paper: 130 K, of a pool with 300 K a class; here: pool / classes, which suits any pool.
     per_class: cli.Count | None = None  # images of each class (default: pool / classes)
     balance: bool = True  # equally many images of each class (section 3.1)
     noised_teacher: bool = False  # label with RandAugment, dropout, stochastic depth (table 6)
@@ -62,7 +62,7 @@ def predict(model: nn.Module, images: ImageSet | Tensor, image_size: int | None 
     Args:
         images: an ImageSet, or (M, 3, H, W) uint8.
         image_size: pixels of centre crops (None: as in memory). batch_size: images at once.
-        noise: for images of a noised teacher (table 6), with dropout and stochastic depth on, too.
+        noise: a noised teacher's RandAugment (table 6), with dropout and stochastic depth, too.
             All randomness comes from `seed`; torch's own generator goes on as before.
         held_out: fingerprints of images not to label; unreadable files are left out with them.
             None: every image is labelled, and an unreadable file is an InputError.
@@ -153,12 +153,12 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
     Args:
         seed: decides the duplicates, and the noise of a noised teacher.
         held_out: see `predict`; in pass 1 these images get a confidence of zero.
-        images_of: earlier labels: their images are labelled again, no others, as by the authors.
+        images_of: earlier labels, whose images alone are labelled again, as the authors do.
         shard: "i/n" labels only shard i of n; raises label_store.Unfinished if others are missing.
     """
     batch_size = batch_size or reading.size_for(teacher.image_size)
-    # paper: gives no strength; here: the teacher's RandAugment alone, no crops, flips or Cutout.
-    # paper: an un-noised B0 selects; here: a noised teacher selects, too, by a noise of its own.
+    # paper: gives no strength; here: the teacher's RandAugment, but no crop, flip or extra Cutout.
+    # paper: an un-noised B0 selects; here: a noised teacher selects, too, with noise of its own.
     noise = augment.RandAugment(*teacher.rand_augment) if how.noised_teacher else None
     settings = asdict(how) | {
         "teacher": fingerprint(teacher), "rand_augment": teacher.rand_augment,
@@ -175,13 +175,13 @@ def label(teacher: Checkpoint, pool: ImageSet, out: str, how: Labelling, *, seed
             "pass 1", ("confidence", "class"), lambda rows: rows.max(dim=1), len(pool),
             partial(run_teacher, pool, seed=(seed, 1), held_out=held_out))
 
-    def choose() -> np.ndarray:  # of unreadable and held-out images the confidence is zero
+    def choose() -> np.ndarray:  # unreadable and held-out images have a confidence of zero
         per_class = how.per_class or max(1, np.count_nonzero(confidence) // len(pool.classes))
         return select(
             confidence, guess, len(pool.classes), how.threshold, per_class, seed, how.balance)
 
     selected = pool.subset(torch.tensor(store.once(choose)))  # without the copies
-    # authors: targets in float32; here: float16, where a peaked row's entries below 3e-8 become 0.
+    # authors: targets in float32; here: float16, in which entries below 3e-8 become 0.
     store.fill(
         "pass 2", ("targets", "target_class"),
         lambda rows: (make_targets(rows, how.kind, how.temperature).half(), rows.argmax(dim=1)),
@@ -201,7 +201,7 @@ class Flags:
     held_out: list[cli.Folder] | None = None  # validation and test images, which are left out
     seed: cli.Whole = 0  # decides the duplicates and a noised teacher's noise
     images_of: cli.Folder | None = None  # label only the images that these earlier labels chose
-    shard: Annotated[str, "I/N"] | None = None  # label only shard I of N, from 0; each twice
+    shard: Annotated[str, "I/N"] | None = None  # only shard I of N, from 0; run once a pass
     batch_size: cli.Batch | None = None  # images (default: 500 up to 128 pixels, else fewer)
 
 

@@ -1,4 +1,4 @@
-"""Train a teacher or a student: the joint loss of Noisy Student Training (Algorithm 1, step 3).
+"""Train a teacher or a student of Noisy Student Training (Algorithm 1, steps 1 and 3).
 
 A teacher trains on labelled images; a student, at each step, on B labelled and r * B pseudo-
 labelled images as one batch. Both are noised: RandAugment on the images, dropout and stochastic
@@ -6,7 +6,7 @@ depth in the model (section 2).
 
     python train.py --labeled DIR --val DIR --arch b0 --batch-size 128 --out teacher.pt
     python train.py --labeled DIR --val DIR --arch b0 --batch-size 128 --out student.pt \\
-        --unlabeled DIR --pseudo-label-dir LABELS
+        --unlabeled POOL --pseudo-label-dir LABELS
 
 Settings not given as flags are `recipe`'s for the architecture, such as 700 epochs for b0. The
 same command again continues where the last one stopped.
@@ -40,7 +40,7 @@ class TrainConfig:
     """The settings of one training
 
     Defaults: B7's in sections 3.1 and 3.2. Crops, label smoothing, RMSProp, warm-up, weight decay
-    and the average of weights are from the authors' code; the paper does not mention them.
+    and the moving average of weights follow the authors' code; the paper does not mention them.
     """
 
     # Model
@@ -65,7 +65,7 @@ class TrainConfig:
     model_noise_unlabeled: bool = True  # dropout and stochastic depth for pseudo-labelled images
     frozen_stages: Annotated[int, cli.Range(0, 7, "0 to 7"), "N"] = 0  # and the stem; 0: none
 
-    # Joint loss (Algorithm 1, step 3; the ratio of unlabelled to labelled images: section 3.2)
+    # Joint loss (Algorithm 1, step 3; unlabelled images per labelled one: sections 3.1, 3.2)
     # paper: the sum of two means, or section 3.1's average over one batch; here: the authors' sum.
     joint: bool = True  # labels and pseudo labels; else the latter alone, finding 6's first phase
     unlabeled_ratio: cli.UpTo100 = 3  # pseudo-labelled images per labelled one in a batch
@@ -132,14 +132,14 @@ def recipe(arch: str) -> TrainConfig:
 
 
 def resolution_fix(config: TrainConfig, image_size: int) -> TrainConfig:
-    """Fine-tuning for the test resolution (pixels), a phase of its own after training.
+    """The settings of the fine-tuning at the test resolution (pixels), a phase after training.
 
     "Then we finetune the model with a larger resolution for 1.5 epochs on unaugmented labeled
     images. Similar to [86], we fix the shallow layers during finetuning" (section 3.1).
     """
-    # paper: does not say which layers; here: the stem and stages 1 to 5, few of the parameters.
-    # authors: the last rate (350 epochs, batch 2048: 0.0015), as here; a cosine's is peak / 10.
-    # paper: "unaugmented"; here: the model's noise stays on, as it is no augmentation.
+    # paper: does not say which layers; here: the stem and stages 1 to 5, a sixth of b0's weights.
+    # authors: training's last rate (0.0015 after 350 epochs); here: the same; cosine: peak / 10.
+    # paper: "unaugmented"; here: the layers that learn keep their noise, which is no augmentation.
     last = config.decay_rate ** (math.ceil(config.epochs / config.decay_epochs - 1e-9) - 1)
     rate = config.learning_rate * (0.1 if config.schedule == "cosine" else last)
     return replace(
@@ -155,8 +155,7 @@ def build_model(config: TrainConfig, num_classes: int) -> model.EfficientNet:
         config.arch, num_classes, dropout=config.dropout, survival_prob=config.survival_prob,
         small_images=config.small_images,
     )
-    if config.frozen_stages:
-        model.freeze_shallow(network, config.frozen_stages)
+    model.freeze_shallow(network, config.frozen_stages)
     return network
 
 
@@ -235,25 +234,26 @@ def noise(batch: Batch, config: TrainConfig, step: int) -> Tensor:
     images, labeled = batch.images, len(batch.labels)
     first = 0 if config.augment_labeled else labeled  # table 6: one kind of image may stay clean
     last = len(images) if config.augment_unlabeled else labeled
-    whole = batch.whole if config.augment_unlabeled else config.batch_size  # whose rows draw
+    whole = batch.whole if config.augment_unlabeled else config.batch_size  # rows to draw for
     chance = Chance(generator, batch.rows[first:last], whole)
-    if first == last:  # XLA cannot take pixels from no image
+    if first == last:  # XLA cannot gather from an empty batch
         return images
     augmented = pipeline(images[first:last], rand_augment, chance, config.flip)
     return torch.cat([images[:first], augmented, images[last:]])
 
 
-def answers(network: nn.Module, images: ImageSet, image_size: int, machine: devices.Machine,
-            k: int = 1) -> Tensor:
+def top_classes(network: nn.Module, images: ImageSet, image_size: int, machine: devices.Machine,
+                k: int = 1) -> Tensor:
     """The k most probable classes (N, k) of clean, centre-cropped images, split among processes."""
-    return reading.answers(partial(predict, network, image_size=image_size, device=machine.device,
-                                   workers=machine.workers), images, k)
+    probabilities = partial(predict, network, image_size=image_size, device=machine.device,
+                            workers=machine.workers)
+    return reading.top_classes(probabilities, images, k)
 
 
 def accuracy(network: nn.Module, images: ImageSet, image_size: int,
              machine: devices.Machine) -> float:
     """Top-1 accuracy in percent on clean, centre-cropped images."""
-    predicted = answers(network, images, image_size, machine)[:, 0]
+    predicted = top_classes(network, images, image_size, machine)[:, 0]
     return 100 * (predicted == images.labels).double().mean().item()
 
 
@@ -351,7 +351,7 @@ class Flags:
     pseudo_label_dir: cli.Folder | None = None  # what pseudo_label.py wrote
     pseudo_labels: Literal["soft", "hard"] | None = None  # check that they are of this kind
     start_from: cli.File | None = None  # checkpoint to take weights from
-    fixed_resolution: cli.Pixels | None = None  # fine-tune --start-from at it; repeat its flags
+    fixed_resolution: cli.Pixels | None = None  # fine-tune --start-from at it, same flags
     checkpoint_steps: cli.Count | None = None  # from state to state (default: a 20th, 10 to 500)
 
 

@@ -64,7 +64,7 @@ class TestSet:
     batch_size: cli.Batch | None = None  # images, or frames (default: as fit into a few GB)
     # paper: L2 is tested on corruptions before its fine-tuning at 800 pixels, on attacks after it.
     image_size: cli.Pixels | None = None  # pixels; default: those the network was trained on
-    epsilon: list[cli.Level] | None = None  # in levels of 255 (default: fgsm 0 1 2 4 8 16, pgd 16)
+    epsilon: list[cli.Level] | None = None  # white is 255 (default: fgsm 0 1 2 4 8 16, pgd 16)
     classes: Annotated[tuple[str, ...], cli.NO_FLAG] = ()  # in the order of the logits
     workers: Annotated[int, cli.NO_FLAG] = 0
 

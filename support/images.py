@@ -156,7 +156,7 @@ class Unreadable(InputError):
 
 
 def require_present(file: str, error: Exception) -> None:
-    """InputError if its disk or this machine failed: all a lost disk's images would seem broken."""
+    """InputError if the disk or this machine failed: all a lost disk's images would seem broken."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     there = False  # its folder is gone, or empty, when a disk has dropped out
     with contextlib.suppress(OSError), os.scandir(os.path.dirname(file) or ".") as entries:

@@ -170,7 +170,7 @@ def size_to_attack(image_size: int) -> int:
     return max(1, 250 * 64**2 // max(64, image_size)**2)
 
 
-def answers(predict: Callable[[ImageSet], Tensor], source: ImageSet, k: int) -> Tensor:
+def top_classes(predict: Callable[[ImageSet], Tensor], source: ImageSet, k: int) -> Tensor:
     """The k most probable classes (N, k) of all images, of which each process predicts some."""
     rows = torch.arange(devices.rank(), len(source), devices.world_size())
     found = torch.zeros(len(source), k, dtype=torch.int64)

@@ -226,9 +226,8 @@ def test_fixing_fewer_layers_later_frees_the_others():
     assert not network.stages[0][0].project.weight.requires_grad
     assert not network.stages[0][0].project_norm.training and not network.stem_norm.training
     model.freeze_shallow(network, stages=0)
-    fixed = [key for key, value in network.named_parameters() if not value.requires_grad]
-    assert fixed == ["stem.weight", "stem_norm.weight", "stem_norm.bias"]
-    assert not network.stem_norm.training and network.stages[0][0].project_norm.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert all(module.training for module in network.modules())
     with pytest.raises(InputError, match="there are 7"):
         model.freeze_shallow(network, stages=8)
 
@@ -256,7 +255,7 @@ def test_an_unknown_architecture_is_an_error_that_lists_the_known(name):
 
 @pytest.mark.parametrize("wrong", [{"survival_prob": 0.0}, {"dropout": 1.0}])
 def test_a_drop_rate_in_the_place_of_a_survival_probability_is_refused(wrong):
-    with pytest.raises(InputError, match="survival_prob is the probability to keep"):
+    with pytest.raises(InputError, match="survival_prob is the probability of keeping"):
         model.EfficientNet(**TINY, **wrong)
 
 

@@ -449,7 +449,7 @@ def test_the_loop_is_algorithm_1(splits, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "train", learn)
     monkeypatch.setattr(train, "accuracy", lambda network, images, size, machine: (
         tested.append(images) or f"{network.name} at {size} pixels"))
-    monkeypatch.setattr(train, "answers", lambda network, images, *rest: (
+    monkeypatch.setattr(train, "top_classes", lambda network, images, *rest: (
         tested.append(images) or torch.zeros(len(images), 5, dtype=torch.int64)))
     monkeypatch.setattr(pseudo_label, "label", label)
     monkeypatch.setattr(iterate, "Checkpoint", SimpleNamespace(load=load))
