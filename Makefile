@@ -25,8 +25,8 @@ newest:  ## run the tests, except XLA's, with the newest torch and torchvision t
 	$(NEWEST)/bin/python -c "import torch, torchvision; print(torch.__version__, torchvision.__version__)"
 	$(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-studies: $(VENV)/installed  ## measure the paper's tables and findings: make studies DATA=DIR
-	$(RUN) results/studies.py --data $(DATA)
+studies: $(VENV)/installed  ## measure the paper's claims: make studies DATA=DIR RESULTS=mine.json
+	$(RUN) results/studies.py --data $(DATA) $(if $(RESULTS),--results $(RESULTS))
 
 style: $(VENV)/installed-dev  ## check the style: ruff check
 	$(RUN) -m ruff check .

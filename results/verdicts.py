@@ -6,7 +6,7 @@ interval (Student's t).
     reproduced      the interval lies on the paper's side of zero
     contradicted    it lies on the other side
     not seen here   the same for what the paper finds only in some cases
-    not decided     it holds zero
+    not decided     it contains zero
 
 A control, which the paper does not claim, holds or does not hold. A control of equality holds if
 the whole interval lies within BOUND points of zero, and does not hold if it lies wholly outside.
@@ -27,7 +27,7 @@ from results.summarize import spread, table
 
 BOUND = 2.0  # points by which things that are said to be equally good may differ
 # The 97.5 % quantile of Student's t for 2 to 9 degrees of freedom.
-QUANTILES = 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262
+QUANTILES = 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622
 # What is measured of a run, beside its accuracy and as what a contrast compares.
 COLUMNS = {"images": "unique", "of a class, %": "of_a_class",
            "correct of these, %": "of_these_right",
@@ -69,6 +69,7 @@ class Study:
     contrast: Contrast
     runs: Mapping[str, Run]
     note: str = ""  # what the runs say of the reason, once they are measured
+    beside: tuple[Contrast, ...] = ()  # what the note speaks of: chosen after measuring, no verdict
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -143,6 +144,9 @@ def section(studies: Mapping[str, Study], known: Mapping) -> str:
         said = (f"Section {study.section}: {study.claim}. {study.contrast}, {figure}: "
                 f"{in_words(values)}; by seed {each}: **{verdict(study.contrast, values)}**.")
         parts.append(f"{said} {study.note}".strip())
+        for other in study.beside:
+            if found := differences(other, rows):
+                parts.append(f"- {other}, {FIGURES[other.figure]}: {in_words([*found.values()])}")
     return "\n\n".join(parts)
 
 
@@ -170,21 +174,24 @@ def page(studies: Mapping[str, Study], known: Mapping, about: str) -> str:
     chance = (f"Of the {len(words)} claims with an interval {words.count('reproduced')} are "
               f"reproduced, and {against} come out the other way. If nothing had any effect, "
               f"chance alone would be expected to give {len(words) * 0.025:.2f} of each at one "
-              "look at the page, more if it is read again after each seed, and some together: "
-              "claims share runs. ")
-    scale = (f"An interval of accuracies reaches {statistics.median(reaches):.1f} points to either "
-             "side (the median; less than one owes something to luck), while differences in the "
-             "paper's tables 6 and 7 are of 0.5 to 0.8 points: \"not decided\" casts no doubt on "
-             "these. ") if reaches else ""
+              "look at the page, more if it is read again after each seed; and as claims share "
+              "runs, several may err together. ")
+    scale = (f"The interval of a difference in accuracy reaches {statistics.median(reaches):.1f} "
+             "points to either side (the median). One of less than 1 is narrow by luck, and its "
+             "verdict weaker than it looks: with a standard deviation of 1.6 points, which 1,000 "
+             "test images alone may cause, five seeds give 2.0. The same differences in the "
+             "paper's tables 6 and 7 are 0.5 to 0.8 points: \"not decided\" casts no doubt on "
+             "them. ") if reaches else ""
     return "\n\n".join([
         "# The paper's tables and findings, measured on a small scale", about,
-        f"In all {minutes / 60:.1f} hours of one core, without what was interrupted.",
+        f"In all {minutes / 60:.1f} hours of one core, without what was interrupted or replaced.",
         table(["seed", "runs", "processor", "torch", "commit"], measured),
         "A difference is paired within the seeds, and positive where the claim holds; in "
         "brackets, from three seeds on, is the 95 % confidence interval of its mean "
         "(Student's t). A claim is reproduced if that lies above zero, contradicted if below "
         "(not seen here, if the paper finds it only in some cases), and otherwise not "
-        "decided.",
+        "decided. Below the tables, differences in a list were chosen after measuring, and have "
+        "no verdict.",
         table(["paper", "claim", "here", "verdict"], claims),
         chance * bool(words) + scale
         + "All seeds have the same images for validation and test and, where a study takes all "

@@ -54,10 +54,9 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_a_contrast_is_between_runs_of_its_study(study):
-    for names in (study.contrast.higher, study.contrast.lower):
-        for name in (names,) if isinstance(names, str) else names:
-            assert name in study.runs
-    assert study.contrast.figure in verdicts.FIGURES
+    for contrast in (study.contrast, *study.beside):
+        assert {*contrast.sides[0], *contrast.sides[1]} <= study.runs.keys()
+        assert contrast.figure in verdicts.FIGURES
     keys = [run.key for run in study.runs.values()]
     assert len(set(keys)) == len(keys)
 
