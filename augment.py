@@ -326,8 +326,8 @@ def apply_operation(images: Tensor, name: str, values: Tensor,
         return apply_drawn(images, torch.column_stack([index, values, centers]).double())
     if name in MATRICES:
         matrices = [matrix(name, value, height, width) for value in values.tolist()]
-        copied = name.startswith("Translate") and device.type == "cpu"
-        return kernels.translate(images, matrices, EMPTY) if copied else warp(images, matrices)
+        faster = kernels.WARPS.get(name) if device.type == "cpu" else None
+        return faster(images, matrices, EMPTY) if faster else warp(images, matrices)
     values = devices.send(values.float(), device)
     if name == "Cutout":
         return cutout(images, devices.send(centers.float(), device), values)

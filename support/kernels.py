@@ -175,16 +175,36 @@ def look_up(images: Tensor, tables: Tensor) -> Tensor:
 
 def histogram(images: Tensor) -> Tensor:
     """zeros(N, 3, 256).scatter_add_(2, images.flatten(2), 1): the number of pixels at each level,
-    uint8 (N, 3, H, W) -> int32 (N, 3, 256).
+    uint8 (N, 3, H, W) -> int32 (N, 3, 256). On a CPU twice as fast for large images.
     """
     pixels = images.flatten(2)
+    if images.device.type == "cpu" and pixels.shape[2] > 64 * 64:
+        counts = [channel.bincount(minlength=256) for channel in pixels.flatten(0, 1)]
+        return torch.stack(counts).int().view(*pixels.shape[:2], 256)
     ones = torch.ones((), dtype=torch.int32, device=images.device).expand(pixels.shape)
     return ones.new_zeros(*pixels.shape[:2], 256).scatter_add_(2, pixels.long(), ones)
 
 
+def shear_rows(images: Tensor, matrices: list[list[int]], fill: int) -> Tensor:
+    """augment.warp(images, matrices) for ShearX, whose rows stay whole: copies rows, up to three
+    times as fast on a CPU. Pixels without content become `fill`.
+    """
+    count, channels, height, width = images.shape
+    y, fixed = torch.arange(height, dtype=torch.int32), torch.tensor(matrices, dtype=torch.int32)
+    across = ((fixed[:, 1:2] * y + fixed[:, 2:3]) >> 16).clamp_(-width, width)  # (N, H)
+    # With empty pixels before each row and after the last one, every row of the result is a window
+    # of the memory; `first` are the places of the channels' first pixels in it.
+    framed = F.pad(images, (width, 0, 0, 1), value=fill)
+    size = 2 * width * (height + 1)
+    first = torch.arange(width, count * channels * size, size)
+    start = first.view(count, channels, 1) + (2 * width * y + across).unsqueeze(1)
+    windows = framed.flatten().unfold(0, width, 1)
+    return windows.index_select(0, start.flatten()).view(images.shape)
+
+
 def translate(images: Tensor, matrices: list[list[int]], fill: int) -> Tensor:
     """augment.warp(images, matrices) for TranslateX/Y: copies rectangles, up to ten times as fast
-    on a CPU. (On a GPU a launch for each image would cost more.)
+    on a CPU.
     """
     (height, width), moved = images.shape[2:], torch.full_like(images, fill)
     for source, target, (_, _, c, _, _, f) in zip(images, moved, matrices, strict=True):
@@ -192,6 +212,10 @@ def translate(images: Tensor, matrices: list[list[int]], fill: int) -> Tensor:
         part = source[:, max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
         target[:, max(-y, 0) : height - max(y, 0), max(-x, 0) : width - max(x, 0)] = part
     return moved
+
+
+# On a GPU a launch for each image would cost more than `warp`.
+WARPS = {"ShearX": shear_rows, "TranslateX": translate, "TranslateY": translate}
 
 
 def grouped(images: Tensor, draws: Tensor, names: Sequence[str],

@@ -210,7 +210,7 @@ def test_look_up(shape, dtype):
             assert torch.equal(kernels.look_up(images, tables), expected)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 65, 64)])
 def test_histogram(shape):
     levels = pixels(*shape).flatten(2).long()
     expected = torch.zeros(*shape[:2], 256, dtype=torch.int32)
@@ -220,13 +220,16 @@ def test_histogram(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["TranslateX", "TranslateY"])
-def test_translate(name, shape):
+@pytest.mark.parametrize(("kernel", "name", "most"), [
+    (kernels.shear_rows, "ShearX", 3), (kernels.translate, "TranslateX", 90),
+    (kernels.translate, "TranslateY", 90),
+])  # fmt: skip
+def test_warps_that_copy(kernel, name, most, shape):
     images = pixels(*shape)
-    for values in torch.linspace(-90, 90, 40 * len(images)).view(40, -1).tolist():
+    for values in torch.linspace(-most, most, 40 * len(images)).view(40, -1).tolist():
         matrices = [augment.matrix(name, value, *shape[2:]) for value in values]
         expected = augment.warp(images, matrices)
-        assert torch.equal(kernels.translate(images, matrices, augment.EMPTY), expected), values
+        assert torch.equal(kernel(images, matrices, augment.EMPTY), expected), values
 
 
 @pytest.mark.parametrize("magnitude", [0, 5, 13, 27])
