@@ -773,6 +773,8 @@ PLACES = {
         ("both tails called reproduced", "len(words) * 0.025", "len(words) * 0.05"),
         ("seeds without the contrast are drawn", "if seed in found and row.get", "if row.get"),
         ("a missing figure counts", ".get(contrast.figure) is not None for name", " for name"),
+        ("what lies beside a verdict is left out", "for other in study.beside:",
+         "for other in ():"),
         ("controls among the claims", "(controls if contrast.control else claims)", "claims"),
     ],
     ("results/measure.py", "studies"): [

@@ -168,7 +168,8 @@ def test_the_page_is_made_of_the_results_that_lie_beside_it():
     """Made anew by: python results/studies.py"""
     folder = Path(studies.__file__).parent
     known = json.loads((folder / "studies.json").read_text())
-    assert (folder / "studies.md").read_text() == verdicts.page(STUDIES, known, studies.ABOUT)
+    assert (folder / "studies.md").read_text() == verdicts.page(
+        STUDIES, known, studies.ABOUT + studies.OURS)
 
 
 def test_robustness_is_measured_for_what_its_studies_compare():
@@ -481,6 +482,7 @@ def test_one_study_is_measured_and_continued(command, tmp_path, capsys):
     assert len(command.seen) == 5
     page = (tmp_path / "studies.md").read_text()
     assert "## finding-3" in page and "## finding-1" not in page
+    assert "Seed 2 was measured twice" not in page  # of the published page
     assert (tmp_path / "studies.png").stat().st_size > 1000
     command("finding-3", "finding-6", seeds=(0, 1))
     new = {run.key for run in STUDIES["finding-6"].runs.values()}
@@ -520,8 +522,9 @@ def test_another_torch_is_like_another_processor(command, monkeypatch):
 
 
 def test_the_page_alone_is_made_without_images(command, tmp_path, monkeypatch):
-    command("finding-6")
+    command("finding-6", "finding-8")
     page = (tmp_path / "studies.md").read_text()
+    assert "## finding-8" in page and "a matter of length" not in page  # of the published page
     for name in "studies.md", "studies.png":
         (tmp_path / name).unlink()
     monkeypatch.setattr(studies, "measure_all", None)
