@@ -825,8 +825,10 @@ PLACES = {
          '               tuple(f"{arch}, supervised" for arch in SIZES)),',
          'Contrast(tuple(f"{arch}, supervised" for arch in SIZES),\n'
          '               tuple(f"{arch}, student" for arch in SIZES)),'),
-        ("a page of other results", 'known = files.read_json(file)\n    file.with',
-         'known = {"seeds": {}}\n    file.with'),
+        ("a page of other results", "known, studies, about = files.read_json(file),",
+         'known, studies, about = {"seeds": {}},'),
+        ("notes on figures of other results", 'if file.resolve() != HERE / "studies.json":',
+         "if False:"),
         ("finding 7 turned round", 'Contrast("ratio 7", "ratio 1")',
          'Contrast("ratio 1", "ratio 7")'),
     ],
