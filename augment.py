@@ -75,8 +75,7 @@ def level_to_value(name: str, magnitude: float, image_size: int) -> float:
     start, slope, rounded, _ = STRENGTHS[name]
     if magnitude < 0:
         raise ValueError(f"magnitude {magnitude} is not on the scale, which begins at 0")
-    # authors: 100 and 40 px on ImageNet, side // 8 at 32x32; here: side // 8 up to 128 px, as
-    # there 270 px (magnitude 27) would leave nothing.
+    # authors: 100 and 40 px on ImageNet, side // 8 at 32x32; here: side // 8 up to 128 px.
     if name in ("TranslateX", "TranslateY", "Cutout") and image_size <= 128:
         slope = image_size // 8
     return float(rounded(start + slope * (magnitude / 10)))
